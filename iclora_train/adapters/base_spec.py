@@ -16,7 +16,7 @@ from iclora_train.adapters.metadata import FAMILY, FINGERPRINT, VERSION, shown
 from iclora_train.config import ConfigError
 from iclora_train.config.paths import user_path
 from iclora_train.ltx2.base_model import EMBEDDED, BaseModel
-from iclora_train.ltx2.weights.key_names import MODEL_PREFIX
+from iclora_train.ltx2.weights.key_names import AUDIO_HALF, MODEL_PREFIX
 from iclora_train.ltx2.weights.model_files import Checkpoint
 from iclora_train.ltx2.weights.safetensors_header import Component, StoredTensor, read_header
 
@@ -47,7 +47,7 @@ class BaseSpec:
 
     @property
     def includes_audio(self) -> bool:
-        """Whether `linears` includes the audio stream. From a diffusers folder only the video stream is read."""
+        """Whether `linears` includes the audio stream."""
         return any(map(is_audio, self.linears))
 
     @property
@@ -63,10 +63,10 @@ def open_checkpoint(checkpoint: str) -> Checkpoint:
 
 
 def model_tensors(checkpoint: Checkpoint) -> Component:
-    """All tensors of the model with official names, including audio if the files have official keys."""
+    """All tensors of the model with official names, including audio; of official files also the connectors'."""
     transformer = checkpoint.component("transformer")
     if transformer.diffusers:
-        return transformer
+        return checkpoint.transformer(AUDIO_HALF in checkpoint.components)
     stored: dict[str, StoredTensor] = {}
     for file in transformer.files:
         tensors = read_header(file).tensors

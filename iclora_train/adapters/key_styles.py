@@ -38,15 +38,6 @@ _CONNECTORS = {  # diffusers and the flat keys of musubi-tuner -> official
     "connectors.audio_connector.transformer_blocks.": f"audio_{CONNECTOR_BLOCKS}",
     "embeddings_connector.": "video_embeddings_connector.",
 }
-_AUDIO_TOPS = {  # diffusers' name -> official name (diffusers: loaders/lora_conversion_utils.py)
-    "audio_proj_in": "audio_patchify_proj",
-    "audio_time_embed": "audio_adaln_single",
-    "audio_prompt_adaln": "audio_prompt_adaln_single",
-    "av_cross_attn_video_scale_shift": "av_ca_video_scale_shift_adaln_single",
-    "av_cross_attn_video_a2v_gate": "av_ca_a2v_gate_adaln_single",
-    "av_cross_attn_audio_scale_shift": "av_ca_audio_scale_shift_adaln_single",
-    "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
-}
 DORA, LOKR = "DoRA", "LoKr"  # read by `convert`, which makes a plain LoRA of them
 MAGNITUDE = "magnitude"  # factor of a DoRA's key: the lengths of the rows of a weight
 _OTHER_KINDS = {  # ending of a key -> kind of adapter; they are not products B A, added to a weight
@@ -114,7 +105,7 @@ def other_kind(key: str) -> str | None:
 
 def is_audio(module: str) -> bool:
     """Whether a module belongs to the audio stream or to the cross-attention between audio and video."""
-    return key_names.classify_key(f"{key_names.MODEL_PREFIX}{module}.weight") is None
+    return key_names.is_audio(module)
 
 
 def official_name(module: str) -> str:
@@ -122,11 +113,7 @@ def official_name(module: str) -> str:
     for prefix, official in _CONNECTORS.items():
         if module.startswith(prefix):
             return official + module.removeprefix(prefix)
-    top, dot, rest = module.partition(".")
-    if top in _AUDIO_TOPS:
-        return _AUDIO_TOPS[top] + dot + rest
-    name = key_names.official_from_diffusers(f"{module}.weight")
-    return module if name is None else name.removesuffix(".weight")
+    return key_names.official_from_diffusers(f"{module}.weight").removesuffix(".weight")
 
 
 def _without_prefixes(name: str) -> tuple[str, str]:

@@ -187,8 +187,8 @@ def adapter_weights(transformer: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 def load_adapter(transformer: nn.Module, adapter: Adapter | Sequence[tuple[Adapter, float]]) -> int:
     """Attach an adapter that was read from a file, or the weighted sum of several.
 
-    Returns the number of audio modules that were ignored: this transformer is the video stream only. ConfigError for
-    modules or shapes that the base does not have, and for adapters that cannot be combined.
+    Returns the number of audio modules that were left out, which a transformer without its audio half does not have.
+    ConfigError for modules or shapes that the base does not have, and for adapters that cannot be combined.
     """
     adapter = adapter if isinstance(adapter, Adapter) else combine(adapter)
     sizes = {name: adapter.weights[name][0].shape[0] for name in linears_for(transformer, adapter)}
@@ -198,4 +198,4 @@ def load_adapter(transformer: nn.Module, adapter: Adapter | Sequence[tuple[Adapt
     for name, layer in layers(transformer):
         for parameter, values in zip(_factors(layer), adapter.weights[name], strict=True):
             parameter.data = values.to(parameter.device, dtype)
-    return len(adapter.audio)
+    return len(adapter.weights) - len(sizes)

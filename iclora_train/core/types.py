@@ -128,18 +128,15 @@ class LatentPair:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """The video input of the transformer: target tokens first, then each reference's (`append_reference`).
+class StreamTokens:
+    """The tokens of one stream of the transformer: those of the target first, then those of references.
 
     latent     (B,N,C)    noisy target, clean (or less noisy) references
     sigma      (B,K)      the few distinct noise levels of a clip; row 0 is the target's
     level      (B,N)      int64, index of each token's noise level in `sigma`: AdaLN is computed for K rows, not for N
-    position   (B,3,N,2)  fp32 [start, end) of a token in seconds, pixels (height), pixels (width)
+    position   (B,A,N,2)  fp32 [start, end) of a token on the stream's axes
     group      (N,)       int64, 0 = target, i = reference i
     loss_mask  (B,N)      bool, tokens that count in the loss
-    keyframe   (B,N)      bool, the target's first latent frame (LTX-2.5's keyframe embedding); never a reference
-    weight     (B,N)      attention weight of reference tokens, at least 0 and usually at most 1; None when all are 1
-    geometry, fps (B,)    of the target's pixels; they place a reference on the target's coordinates
     """
 
     latent: Tensor
@@ -148,6 +145,27 @@ class Tokens:
     position: Tensor
     group: Tensor
     loss_mask: Tensor
+
+
+@dataclass(frozen=True)
+class AudioTokens(StreamTokens):
+    """The audio input of the transformer; position (B,1,N,2) is in seconds, on the clock of the video's tokens.
+
+    A sound that is given and not generated is all clean: `sigma` is then 0 in row 0 too, as in ltx-core, because the
+    video stream sees row 0 (`model.transformer.AudioInput`).
+    """
+
+
+@dataclass(frozen=True)
+class Tokens(StreamTokens):
+    """The video input of the transformer: target tokens first, then each reference's (`append_reference`).
+
+    position   (B,3,N,2)  fp32 [start, end) of a token in seconds, pixels (height), pixels (width)
+    keyframe   (B,N)      bool, the target's first latent frame (LTX-2.5's keyframe embedding); never a reference
+    weight     (B,N)      attention weight of reference tokens, at least 0 and usually at most 1; None when all are 1
+    geometry, fps (B,)    of the target's pixels; they place a reference on the target's coordinates
+    """
+
     keyframe: Tensor
     geometry: Geometry
     fps: Tensor

@@ -30,7 +30,7 @@ from iclora_train.ltx2.text.nano_encoder import NanoTextConfig, NanoTextEncoder
 from iclora_train.ltx2.vae.layout import geometry_of
 from iclora_train.ltx2.vae.video_vae import VideoVAE, geometry_of_diffusers
 from iclora_train.ltx2.weights.assign import check_keys, shapes_of
-from iclora_train.ltx2.weights.key_names import MODEL_PREFIX, PROJECTION_PREFIX, TEXT_PREFIX
+from iclora_train.ltx2.weights.key_names import AUDIO_HALF, MODEL_PREFIX, PROJECTION_PREFIX, TEXT_PREFIX
 from iclora_train.ltx2.weights.model_files import Checkpoint
 from iclora_train.ltx2.weights.safetensors_header import Component, LazyTensors, read_header
 
@@ -83,9 +83,15 @@ class BaseModel:
         device: torch.device | str = "cpu",
         fp8: bool = False,
         weight_offload: int = 0,
+        audio: bool = False,
     ) -> Transformer:
         """The frozen transformer in evaluation mode, loaded tensor by tensor to the device (`load_transformer`)."""
-        return load_transformer(self.checkpoint, dtype, device, fp8, weight_offload)
+        return load_transformer(self.checkpoint, dtype, device, fp8, weight_offload, audio)
+
+    @property
+    def has_audio_half(self) -> bool:
+        """Whether the transformer can be loaded with its audio half."""
+        return AUDIO_HALF in self.checkpoint.components
 
     def vae(self, dtype: torch.dtype = torch.float32) -> VideoVAE:
         """The frozen video VAE in evaluation mode; use fp32 for everything that is saved or measured."""

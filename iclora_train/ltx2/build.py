@@ -26,16 +26,18 @@ def base_dtype(precision: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
-def build_transformer(base: BaseModel, model: Model, device: torch.device | str) -> Transformer:
+def build_transformer(base: BaseModel, model: Model, device: torch.device | str, audio: bool = False) -> Transformer:
     """The base's frozen transformer in `base_dtype`, with fp8 weights if model.precision=fp8, and with the weights of
     model.weight_offload blocks in host memory. ConfigError for weight offload without a GPU.
+
+    audio: with the audio half, 5.9 of 19 billion parameters in published checkpoints. ConfigError if the base has none.
     """
     on_gpu = torch.device(device).type == "cuda"
     require(
         on_gpu or not model.weight_offload,
         f"model.weight_offload={model.weight_offload} needs a GPU: set model.weight_offload=0 on a CPU",
     )
-    return base.transformer(base_dtype(model.precision), device, model.precision == "fp8", model.weight_offload)
+    return base.transformer(base_dtype(model.precision), device, model.precision == "fp8", model.weight_offload, audio)
 
 
 def vae_dtype(precision: str, device: torch.device) -> torch.dtype:

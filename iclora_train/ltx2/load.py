@@ -30,22 +30,24 @@ def load_transformer(
     device: torch.device | str = "cpu",
     fp8: bool = False,
     weight_offload: int = 0,
+    audio: bool = False,
 ) -> Transformer:
     """The frozen transformer in evaluation mode, in `dtype`.
 
     ConfigError names keys that are missing, unknown or of a wrong shape.
     fp8: the blocks' linears stay in fp8; the linears of a bf16 checkpoint are quantized while loading.
     weight_offload: number of blocks whose weights stay in host memory.
+    audio: with the audio half (`Transformer.forward`). ConfigError if the checkpoint has none.
     """
-    component = checkpoint.component("transformer")
-    config = transformer_config(checkpoint)
+    component = checkpoint.transformer(audio)
+    config = transformer_config(checkpoint, audio)
     with torch.device("meta"):
         module = Transformer(config)
     expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     check_keys(component.where, "transformer", component.shapes, expected)
     component.require_readable()
     offload = WeightOffload(config.num_layers, weight_offload, device)
-    module.run_blocks = BlockRunner(offload)
+    BlockRunner(offload).install(module)
     linears = fp8_linears(module, component) if fp8 else set()
     for name in component.in_disk_order():
         owner, _, leaf = name.rpartition(".")
@@ -78,15 +80,15 @@ def fp8_linears(module: Transformer, component: Component) -> set[str]:
     return stored or names
 
 
-def transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
-    """Sizes and switches of the video stream.
+def transformer_config(checkpoint: Checkpoint, audio: bool = False) -> TransformerConfig:
+    """Sizes and switches of the video stream, or with `audio` of both streams.
 
     A checkpoint from before the keyframe embedding was trained may announce the embedding without storing it. Training
     started it at zero, so omitting it is the same (ltx-core: transformer/model.py).
     """
     component = checkpoint.component("transformer")
     try:
-        config = TransformerConfig.from_metadata(checkpoint.config["transformer"])
+        config = TransformerConfig.from_metadata(checkpoint.config["transformer"], audio)
     except ValueError as error:
         raise ConfigError(f"{component.source}: {error}; give an official checkpoint") from error
     return config if _KEYFRAME in component.stored else replace(config, use_keyframes_abs_pos_embedding=False)

@@ -31,16 +31,17 @@ class RandomBase(BaseModel):
         device: torch.device | str = "cpu",
         fp8: bool = False,
         weight_offload: int = 0,
+        audio: bool = False,
     ) -> Transformer:
         """The transformer, frozen and in evaluation mode, in `dtype`.
 
         fp8: the linears of the blocks, except the gates, are in fp8. weight_offload: number of blocks whose weights lie
-        in host memory.
+        in host memory. audio: with the audio half.
         """
         generator = torch.Generator(device).manual_seed(0)
         specs = {spec.name: spec for spec in transformer(self.config["transformer"])}
         with torch.device("meta"):
-            module = Transformer(TransformerConfig.from_metadata(self.config["transformer"]))
+            module = Transformer(TransformerConfig.from_metadata(self.config["transformer"], audio))
 
         def random(name: str) -> Tensor:
             spec: Spec = specs[name]
@@ -48,7 +49,7 @@ class RandomBase(BaseModel):
             return empty.normal_(spec.mean, spec.std, generator=generator)
 
         offload = WeightOffload(module.config.num_layers, weight_offload, device)
-        module.run_blocks = BlockRunner(offload)
+        BlockRunner(offload).install(module)
         linears = block_linears(module) if fp8 else set()
         names = [name for name, _ in module.named_parameters()]
         for name in names:

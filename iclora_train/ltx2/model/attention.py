@@ -38,15 +38,19 @@ def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
 class Attention(nn.Module):
     """Self-attention over tokens (B,N,D), or cross-attention to a context (B,T,D'). Parameters have official names."""
 
-    def __init__(self, width: int, context_width: int, heads: int, eps: float, gated: bool) -> None:
+    def __init__(
+        self, width: int, context_width: int, heads: int, eps: float, gated: bool, inner: int | None = None
+    ) -> None:
+        """inner: channels of q, k and v of all heads, if they are not `width`."""
         super().__init__()
+        inner = width if inner is None else inner
         self.heads = heads
-        self.q_norm = nn.RMSNorm(width, eps=eps)
-        self.k_norm = nn.RMSNorm(width, eps=eps)
-        self.to_q = nn.Linear(width, width)
-        self.to_k = nn.Linear(context_width, width)
-        self.to_v = nn.Linear(context_width, width)
-        self.to_out = nn.Sequential(nn.Linear(width, width))
+        self.q_norm = nn.RMSNorm(inner, eps=eps)
+        self.k_norm = nn.RMSNorm(inner, eps=eps)
+        self.to_q = nn.Linear(width, inner)
+        self.to_k = nn.Linear(context_width, inner)
+        self.to_v = nn.Linear(context_width, inner)
+        self.to_out = nn.Sequential(nn.Linear(inner, width))
         self.to_gate_logits = nn.Linear(width, heads) if gated else None
 
     def forward(
@@ -57,11 +61,13 @@ class Attention(nn.Module):
         bias: AttentionBias | None = None,
         num_outputs: int | None = None,
         perturbed: bool = False,
+        key_rope: Tensor | None = None,
     ) -> Tensor:
         """x (B,N,D) -> (B,N,D), or (B,num_outputs,D).
 
         num_outputs: compute only the first tokens' outputs. They attend to all tokens.
         perturbed: every token attends only to itself (spatio-temporal guidance, STG, arXiv 2411.18664).
+        key_rope: RoPE of the keys, if they have other positions than the queries.
         """
         context = x if context is None else context
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
@@ -69,7 +75,7 @@ class Attention(nn.Module):
         q, k = rms_norm(q, self.q_norm), rms_norm(k, self.k_norm)
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
         if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
+            q, k = rotate(q, rope), rotate(k, rope if key_rope is None else key_rope)
         out = v[:, :num_outputs] if perturbed else attend_first(q, k, v, bias, num_outputs)
         if gate_logits is not None:
             out = gate_heads(out, gate_logits)

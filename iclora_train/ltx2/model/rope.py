@@ -60,13 +60,14 @@ class RopeCache:
         theta: float,
         max_position: tuple[float, ...],
         dtype: torch.dtype,
+        axes: int | None = None,
     ) -> Tensor:
-        """`rope_table` of the positions, in `dtype`."""
+        """`rope_table` of the positions, in `dtype`. axes: of the first axes only; a cache serves one value of it."""
         for cached_position, table in self.entries:
             if cached_position is position and table.dtype == dtype:
                 return table
         with torch.inference_mode(False):  # a later training step may save the table for its backward pass
-            table = rope_table(position, width, heads, theta, max_position).to(dtype)
+            table = rope_table(position[:, :axes], width, heads, theta, max_position).to(dtype)
         self.entries = [*self.entries[1 - self.limit :], (position, table)]
         return table
 

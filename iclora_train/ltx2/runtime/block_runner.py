@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from iclora_train.ltx2.model.transformer import BlockInputs, Transformer
+from iclora_train.ltx2.model.audio_video_block import AudioVideoBlock, JointInputs
+from iclora_train.ltx2.model.transformer import BlockInputs, Perturbed, Transformer
 from iclora_train.ltx2.runtime.activation_offload import ActivationOffload
 from iclora_train.ltx2.runtime.cuda_graphs import CudaGraphs
 from iclora_train.ltx2.runtime.weight_offload import WeightOffload
@@ -76,6 +77,26 @@ class BlockRunner:
             self.weight_offload.after_block(i, x)
             yield x
 
+    def run_joint(
+        self, net: Transformer, x: Tensor, sound: Tensor, inputs: JointInputs, perturbed: Perturbed
+    ) -> tuple[Tensor, Tensor]:
+        """A `run_joint_blocks`: both streams, with weight offload and activation checkpointing only."""
+        recompute = self.activation_checkpointing and net.training and torch.is_grad_enabled()
+        for i, block in enumerate(net.transformer_blocks):
+            assert isinstance(block, AudioVideoBlock)
+            args = (x, sound, inputs, perturbed.in_block(i))
+            self.weight_offload.before_block(i)
+            x, sound = checkpoint(block.joint, *args, use_reentrant=False) if recompute else block.joint(*args)
+            self.weight_offload.after_block(i, x)
+            self.weight_offload.after_block(i, sound)
+        return x, sound
+
+    def install(self, net: Transformer) -> None:
+        """Let this runner run the transformer's blocks."""
+        net.run_blocks = self
+        if net.config.audio is not None:
+            net.run_joint_blocks = self.run_joint
+
     def free_training_memory(self) -> None:
         """Free GPU memory that only training steps use, before something else needs much memory."""
         if self.cuda_graphs is not None:
@@ -85,5 +106,6 @@ class BlockRunner:
 def runner_of(net: Transformer) -> BlockRunner:
     """The transformer's block runner, created if it has none."""
     if not isinstance(net.run_blocks, BlockRunner):
-        net.run_blocks = BlockRunner()
+        BlockRunner().install(net)
+    assert isinstance(net.run_blocks, BlockRunner)
     return net.run_blocks

@@ -1,7 +1,8 @@
 """Key names of published checkpoints: the component and the official name of each key.
 
 Official files (LTX-2 and 2.3: one file with everything; 2.5: one file per component) and diffusers folders are read.
-Only the video stream of the transformer is read: its keys of audio and of cross-attention to audio have no name here.
+The transformer is two components, so that the video stream can be read alone: `transformer_audio` is its audio half,
+the audio stream and the attention between the streams.
 Sources: Lightricks' ltx-core and diffusers' convert_ltx2_to_diffusers.py.
 """
 
@@ -22,6 +23,7 @@ PROJECTION_PREFIX = "text_embedding_projection."
 BARE_VAE_PREFIXES = ("encoder.", "decoder.", "per_channel_statistics.")  # in a file that holds only the VAE
 COMPONENTS = ("transformer", "vae", "connectors", "text")  # text: nano's own text encoder
 AUDIO_COMPONENTS = ("audio_vae", "vocoder")  # in one file; only sound needs them
+AUDIO_HALF = "transformer_audio"  # the component beside `transformer`
 SETTINGS = {
     "transformer": "model.checkpoint",
     "vae": "model.vae",
@@ -41,9 +43,25 @@ _CONNECTORS = ("video_embeddings_connector.", "audio_embeddings_connector.")
 _BARE_VAE_MARKS = ("encoder.conv_in.conv.weight", "per_channel_statistics.mean-of-means")
 _STATISTICS_PREFIX = "vae.per_channel_statistics."
 _READ_STATISTICS = tuple(VAE_PREFIX + key for key in STATISTICS)  # older files have three more
-_AUDIO = re.compile(r"(^|\.)(audio_|av_ca_|av_cross_attn_|video_to_audio_|video_a2v_|scale_shift_table_a2v_ca)")
-_DIFFUSERS_TOP = {"proj_in": "patchify_proj", "time_embed": "adaln_single", "prompt_adaln": "prompt_adaln_single"}
-_DIFFUSERS_NORM = {"norm_q": "q_norm", "norm_k": "k_norm"}
+_AUDIO = re.compile(r"(^|\.)(audio_|av_ca_|video_to_audio_|scale_shift_table_a2v_ca)")
+_DIFFUSERS_TOP = {
+    "proj_in": "patchify_proj",
+    "time_embed": "adaln_single",
+    "prompt_adaln": "prompt_adaln_single",
+    "audio_proj_in": "audio_patchify_proj",
+    "audio_time_embed": "audio_adaln_single",
+    "audio_prompt_adaln": "audio_prompt_adaln_single",
+    "av_cross_attn_video_scale_shift": "av_ca_video_scale_shift_adaln_single",
+    "av_cross_attn_audio_scale_shift": "av_ca_audio_scale_shift_adaln_single",
+    "av_cross_attn_video_a2v_gate": "av_ca_a2v_gate_adaln_single",
+    "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
+}
+_DIFFUSERS_PARTS = {
+    "norm_q": "q_norm",
+    "norm_k": "k_norm",
+    "video_a2v_cross_attn_scale_shift_table": "scale_shift_table_a2v_ca_video",
+    "audio_a2v_cross_attn_scale_shift_table": "scale_shift_table_a2v_ca_audio",
+}
 _DIFFUSERS_CONFIG = {  # official key -> diffusers' key, and diffusers' default where older folders lack the key
     "num_attention_heads": ("num_attention_heads", None),
     "attention_head_dim": ("attention_head_dim", None),
@@ -61,6 +79,13 @@ _DIFFUSERS_CONFIG = {  # official key -> diffusers' key, and diffusers' default 
     "use_prompt_adaln_single": ("use_prompt_adaln_single", True),
     "ff_bias": ("ff_bias", True),
     "use_keyframes_abs_pos_embedding": ("use_keyframes_abs_pos_embedding", False),
+    "audio_num_attention_heads": ("audio_num_attention_heads", 32),
+    "audio_attention_head_dim": ("audio_attention_head_dim", 64),
+    "audio_in_channels": ("audio_in_channels", 128),
+    "audio_out_channels": ("audio_out_channels", 128),
+    "audio_cross_attention_dim": ("audio_cross_attention_dim", 2048),
+    "audio_ff_bias": ("audio_ff_bias", True),
+    "av_ca_timestep_scale_multiplier": ("cross_attn_timestep_scale_multiplier", 1000),
 }
 
 
@@ -81,7 +106,7 @@ def classify_key(key: str, bare_vae: bool = False) -> tuple[str, str] | None:
         name = key.removeprefix(MODEL_PREFIX)
         if name.startswith(_CONNECTORS):
             return "connectors", name
-        return None if _AUDIO.search(name) else ("transformer", name)
+        return AUDIO_HALF if is_audio(name) else "transformer", name
     if bare_vae and key.startswith(BARE_VAE_PREFIXES):
         key = VAE_PREFIX + key
     if key.startswith(VAE_PREFIX):
@@ -91,12 +116,15 @@ def classify_key(key: str, bare_vae: bool = False) -> tuple[str, str] | None:
     return ("text", key.removeprefix(TEXT_PREFIX)) if key.startswith(TEXT_PREFIX) else None
 
 
-def official_from_diffusers(key: str) -> str | None:
-    """The official name of a key of a diffusers transformer; None if it is not in the video stream."""
-    if _AUDIO.search(key):
-        return None
+def is_audio(name: str) -> bool:
+    """Whether a tensor or module of the transformer, by its official name, belongs to its audio half."""
+    return not name.startswith(_CONNECTORS) and _AUDIO.search(name) is not None
+
+
+def official_from_diffusers(key: str) -> str:
+    """The official name of a key of a diffusers transformer."""
     top, _, rest = key.partition(".")
-    names = [_DIFFUSERS_NORM.get(name, name) for name in rest.split(".")]
+    names = [_DIFFUSERS_PARTS.get(name, name) for name in rest.split(".")]
     return ".".join([_DIFFUSERS_TOP.get(top, top), *names]) if rest else key
 
 
@@ -114,5 +142,7 @@ def transformer_section(config: dict[str, Any], source: str) -> dict[str, Any]:
         config.get("base_height", 2048),
         config.get("base_width", 2048),
     ]
-    section["out_channels"] = section["out_channels"] or section["in_channels"]
+    section["audio_positional_embedding_max_pos"] = [config.get("audio_pos_embed_max_pos", 20)]
+    for stream in ("", "audio_"):
+        section[f"{stream}out_channels"] = section[f"{stream}out_channels"] or section[f"{stream}in_channels"]
     return section

@@ -16,7 +16,7 @@ from torch import Tensor
 from iclora_train.config import ConfigError
 from iclora_train.core.safetensors_header import parse_object
 from iclora_train.ltx2.weights import key_names
-from iclora_train.ltx2.weights.key_names import AUDIO_COMPONENTS, DIFFUSERS_CLASSES, SETTINGS
+from iclora_train.ltx2.weights.key_names import AUDIO_COMPONENTS, AUDIO_HALF, DIFFUSERS_CLASSES, SETTINGS
 from iclora_train.ltx2.weights.safetensors_header import Component, Header, StoredTensor, read_header
 from iclora_train.ltx2.weights.versions import detect_version
 
@@ -73,6 +73,18 @@ class Checkpoint:
             remedy = f"; set {SETTINGS[name]} to {_EXPECTED[name]}" if name in _EXPECTED else ""
             raise ConfigError(f"model.checkpoint={self.source} holds no {name}{remedy}")
         return self.components[name]
+
+    def transformer(self, audio: bool = False) -> Component:
+        """The video stream of the transformer, or with `audio` the whole. ConfigError if it has no audio half."""
+        video = self.component("transformer")
+        if not audio:
+            return video
+        if AUDIO_HALF not in self.components:
+            raise ConfigError(
+                f"model.checkpoint={self.source} holds the video stream alone, without the audio half of LTX-2 (no key "
+                "has audio_ in its name): give an official file or a diffusers folder, or switch audio off"
+            )
+        return video.merged_with(self.components[AUDIO_HALF])
 
     def tensors(self, name: str, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
         """Names and tensors of a component, one at a time in the order on disk; fp8 weights are dequantized."""
@@ -180,17 +192,18 @@ def _config(header: Header, components: set[str]) -> dict[str, Any]:
 def _diffusers_components(path: Path, target: str) -> dict[str, Component]:
     """The components of a diffusers folder, or of the target's own folder inside one."""
     if (path / "config.json").is_file():
-        return {target: _diffusers_component(path, target)}
+        return _diffusers_component(path, target)
     if target == "transformer" and not (path / "transformer" / "config.json").is_file():
         raise ConfigError(
             f"model.checkpoint={path} is a diffusers folder without transformer/config.json: set it to "
             f"{_EXPECTED[target]}"
         )
     present = (name for name in DIFFUSERS_CLASSES if (path / name / "config.json").is_file())
-    return {name: _diffusers_component(path / name, name) for name in present}
+    return {name: part for folder in present for name, part in _diffusers_component(path / folder, folder).items()}
 
 
-def _diffusers_component(folder: Path, component: str) -> Component:
+def _diffusers_component(folder: Path, component: str) -> dict[str, Component]:
+    """The component in a folder; the transformer's folder also holds its audio half."""
     file = folder / "config.json"
     try:
         config = parse_object(file.read_bytes())
@@ -209,11 +222,15 @@ def _diffusers_component(folder: Path, component: str) -> Component:
     for header in map(read_header, files):
         for key, stored in header.tensors.items():
             name = key_names.official_from_diffusers(key) if component == "transformer" else key
-            if name is not None and tensors.setdefault(name, stored) is not stored:
+            if tensors.setdefault(name, stored) is not stored:
                 raise ConfigError(f"{tensors[name].file} and {stored.file} both hold {key}: move one of them away")
-    if component == "transformer":
-        config = {"transformer": key_names.transformer_section(config, str(file))}
-    return Component(component, config, tensors, folder, diffusers=True)
+    if component != "transformer":
+        return {component: Component(component, config, tensors, folder, diffusers=True)}
+    config = {"transformer": key_names.transformer_section(config, str(file))}
+    parts: dict[str, dict[str, StoredTensor]] = {"transformer": {}, AUDIO_HALF: {}}
+    for name, stored in tensors.items():
+        parts[AUDIO_HALF if key_names.is_audio(name) else "transformer"][name] = stored
+    return {part: Component(part, config, half, folder, diffusers=True) for part, half in parts.items() if half}
 
 
 def _no_transformer(path: Path, components: dict[str, Component]) -> str:

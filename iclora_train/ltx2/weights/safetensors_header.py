@@ -135,8 +135,9 @@ class Component:
 
     @property
     def with_scales(self) -> dict[str, StoredTensor]:
-        """Tensors and their scales."""
-        return self.stored | {fp8_scales.scale_name(key): scale for key, scale in self.scales.items()}
+        """Tensors and their scales, and scales without a weight."""
+        scales = {fp8_scales.scale_name(key): scale for key, scale in self.scales.items()}
+        return self.stored | scales | self.orphan_scales
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
