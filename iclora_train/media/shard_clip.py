@@ -16,9 +16,11 @@ import decord
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
+from iclora_train.core.types import Sound
 from iclora_train.media.codec_round_trip import EXACT
 from iclora_train.media.container import decode
 from iclora_train.media.frame_times import exact_rate
+from iclora_train.media.sound_track import KeptSound, add_sound, timescale
 
 LOSSLESS = {"qp": "0", "preset": "ultrafast"}
 PLAYER = {"crf": "16", "preset": "medium"}
@@ -28,13 +30,14 @@ PREVIEW_SIDE = 320  # pixels
 decord.logging.set_level(decord.logging.QUIET)
 
 
-def encode_clip(frames: np.ndarray, fps: float, lossless: bool = True) -> bytes:
-    """Encode uint8 RGB frames (F,H,W,3) as an mp4; the same frames give the same bytes.
+def encode_clip(frames: np.ndarray, fps: float, lossless: bool = True, sound: Sound | KeptSound | None = None) -> bytes:
+    """Encode uint8 RGB frames (F,H,W,3) as an mp4; the same frames and sound give the same bytes.
 
     lossless: H.264 in RGB, which `decode_clip` decodes bit by bit. Otherwise yuv420p for browsers and players (H and W
-    even), in BT.709 of limited range and with tags that say so.
+    even), in BT.709 of limited range and with tags that say so. sound: begins with the first frame; samples become AAC,
+    a file's own packets stay as they are (`sound_track.py`).
     """
-    return _encode(frames, fps, LOSSLESS if lossless else PLAYER)
+    return _encode(frames, fps, LOSSLESS if lossless else PLAYER, sound)
 
 
 def encode_preview(frames: np.ndarray, fps: float) -> bytes:
@@ -59,18 +62,25 @@ def _reduced(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)
 
 
-def _encode(frames: np.ndarray, fps: float, quality: dict[str, str]) -> bytes:
+def _encode(frames: np.ndarray, fps: float, quality: dict[str, str], sound: Sound | KeptSound | None = None) -> bytes:
+    options = {"fflags": "+bitexact", "movflags": "+faststart"}
+    options |= {} if sound is None else {"movie_timescale": str(timescale(sound))}
     with tempfile.TemporaryDirectory() as folder:  # faststart opens the file a second time, so it needs a real file
         path = Path(folder, "clip.mp4")
-        with av.open(str(path), "w", options={"fflags": "+bitexact", "movflags": "+faststart"}) as container:
-            _encode_into(container, frames, fps, quality)
+        with av.open(str(path), "w", options=options) as container:
+            _encode_into(container, frames, fps, quality, sound)
         return path.read_bytes()
 
 
 def _encode_into(
-    container: av.container.OutputContainer, frames: np.ndarray, fps: float, quality: dict[str, str]
+    container: av.container.OutputContainer,
+    frames: np.ndarray,
+    fps: float,
+    quality: dict[str, str],
+    sound: Sound | KeptSound | None,
 ) -> None:
-    """Encode all frames: closed GOPs of at most 48 frames, no B-frames, and one thread for reproducible bytes."""
+    """Encode all frames: closed GOPs of at most 48 frames, no B-frames, and one thread for reproducible bytes. The
+    packets of the sound are written before the frame at which they begin."""
     lossless = quality is LOSSLESS
     codec, options = "libx264rgb" if lossless else "libx264", {**quality, "bf": "0", "g": "48"}
     options["x264-params"] = "open-gop=0:threads=1:lookahead-threads=1:rc-lookahead=0:mbtree=0"  # mbtree is not exact
@@ -80,10 +90,14 @@ def _encode_into(
     stream.pix_fmt = "rgb24" if lossless else "yuv420p"
     if not lossless:
         _tag_bt709(stream.codec_context)
-    for rgb in frames:
+    packets = [] if sound is None else add_sound(container, sound)
+    for number, rgb in enumerate(frames):
+        while packets and packets[0][0] <= number / exact_rate(fps):
+            container.mux(packets.pop(0)[1])
         frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
         container.mux(stream.encode(frame if lossless else _to_bt709(frame)))
     container.mux(stream.encode())
+    container.mux([packet for _, packet in packets])
 
 
 def _tag_bt709(encoder: av.VideoCodecContext) -> None:

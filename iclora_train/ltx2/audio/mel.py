@@ -33,8 +33,8 @@ def mel_filters(sample_rate: int, window: int, bins: int) -> Tensor:
     """Triangular filters (M, window/2 + 1), fp32, equally wide in mel, from 0 to half the sample rate. Each has an area
     of 1 Hz (Slaney's norm)."""
     frequencies = torch.linspace(0, sample_rate // 2, window // 2 + 1, dtype=torch.float64)
-    limits = hertz_to_mel(torch.tensor([0.0, sample_rate / 2], dtype=torch.float64))
-    edges = mel_to_hertz(torch.linspace(*limits.tolist(), bins + 2, dtype=torch.float64))[:, None]
+    highest = hertz_to_mel(torch.tensor(sample_rate / 2, dtype=torch.float64)).item()
+    edges = mel_to_hertz(torch.linspace(0.0, highest, bins + 2, dtype=torch.float64))[:, None]
     low, centre, high = edges[:-2], edges[1:-1], edges[2:]
     rising, falling = (frequencies - low) / (centre - low), (high - frequencies) / (high - centre)
     return (torch.minimum(rising, falling).clamp(min=0) * 2 / (high - low)).float()
