@@ -19,10 +19,14 @@ from data_prep.makers import Maker, SourceWindow, build_maker
 from data_prep.makers.given import Given
 from data_prep.stopwatch import Stopwatch
 from iclora_train.config import Config, Task
+from iclora_train.config.places import frame_range, is_drawn
+from iclora_train.config.references import reference_keys
 from iclora_train.core.types import Pair
 from iclora_train.media.clip import read_clip
 from iclora_train.media.frame_times import temporal_subsample
 from iclora_train.media.section import Section
+
+PLACE = 1  # after the seed of a reference: the seed of its place, so that the maker draws what it draws without one
 
 
 @dataclass(frozen=True)
@@ -96,23 +100,32 @@ def make_reference(
     video: SourceVideo,
     seed: list[int],
     scale: ReferenceScale,
+    place: int | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Reference uint8 (F',H',W',3) of a window of whole frames, and the random parameters of the maker.
 
     The maker receives the window with the pixels around it as margin. Its output is cropped to the window, then reduced
-    in time and size by `scale`.
+    in time and size by `scale`. place: only this frame of it, for a reference whose place is drawn.
     """
-    return _reference_of(PaddedWindow.cut(frames, window, maker.margin), window, maker, video, seed, scale)
+    return _reference_of(PaddedWindow.cut(frames, window, maker.margin), window, maker, video, seed, scale, place)
 
 
 def _reference_of(
-    padded: PaddedWindow, window: Window, maker: Maker, video: SourceVideo, seed: list[int], scale: ReferenceScale
+    padded: PaddedWindow,
+    window: Window,
+    maker: Maker,
+    video: SourceVideo,
+    seed: list[int],
+    scale: ReferenceScale,
+    place: int | None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     crop = padded.crop
     source = SourceWindow(
-        window.clip, video.path, window.indices, window.fps, crop, video.files, window.number, video.section
+        window.clip, video.path, window.indices, window.fps, crop, video.files, window.number, video.section, place
     )
     full, params = maker(padded.frames, np.random.default_rng(seed), source)
+    if place is not None and len(full) > 1:
+        full = full[place : place + 1]
     reference = without_margin(temporal_subsample(full, scale.temporal_scale), crop)
     if scale.downscale > 1:
         height, width = window.size
@@ -149,11 +162,22 @@ class ReferenceSource:
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """The reference of a window of `frames` frames, and its part of the record."""
         scale = ReferenceScale(self.task.reference_downscale, self.task.reference_temporal_scale)
-        reference, drawn = _reference_of(padded, window, self.maker, self.video, seed, scale)
+        place = self._draw_place(seed, frames)
+        reference, drawn = _reference_of(padded, window, self.maker, self.video, seed, scale, place)
         record = {"args": _set_args(self.maker), "seed": seed, "drawn": drawn, **asdict(scale)}
+        if place is not None:
+            record["place"] = place
         if scale.temporal_scale > 1:
             record["reference_frames"] = temporal_subsample(np.arange(frames), scale.temporal_scale).tolist()
         return reference, record
+
+    def _draw_place(self, seed: list[int], frames: int) -> int | None:
+        """The frame of the window at which the reference stands, if it is drawn (`task.reference_frame`)."""
+        frame = self.task.reference_frame
+        if not is_drawn(frame):
+            return None
+        first, last = frame_range(reference_keys(self.number)[2], frame, frames)
+        return int(np.random.default_rng([*seed, PLACE]).integers(first, last + 1))
 
 
 def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Stopwatch | None = None) -> Iterator[Pair]:

@@ -35,6 +35,7 @@ from data_prep.vae_check import check_with_vae
 from data_prep.write_shards import Job, ShardPlan, write_shards
 from iclora_train.config import Config, ConfigError
 from iclora_train.config.paths import user_path
+from iclora_train.config.places import frame_range, is_drawn
 from iclora_train.config.references import reference_keys
 from iclora_train.config.share import Share
 from iclora_train.core.atomic_files import LockedFolderError, exclusive, sha256
@@ -177,6 +178,8 @@ def check_fit(config: Config, geometry: Geometry) -> None:
                 space_key, time_key, _ = reference_keys(number)
                 factors = f"{space_key}={space}, {time_key}={time}"
                 raise ConfigError(f"{keys}: with the references of {factors}, {error}") from error
+            if is_drawn(task.reference_frame):
+                frame_range(f"{keys}: {reference_keys(number)[2]}", task.reference_frame, data.frames)
 
 
 def fingerprints(config: Config, clips: list[Clip], base: BaseModel, cache: ClipCache | None = None) -> Fingerprints:

@@ -144,7 +144,7 @@ def encode_pair(pair: Pair, name: str, vae: Any, text: Any) -> dict[str, Any]:
     shape = VideoShape(*pair.target.shape[:3], SHAPE.fps)
     target, *references = (latent_of(vae, pixels) for pixels in (pair.target, *pair.references))
     latents = LatentPair(pair.key, target, tuple(references), text.encode([pair.caption])[0], SHAPE.fps)
-    return pack_latents(latents, shape, name, {})
+    return pack_latents(latents, shape, name, dict(pair.record))
 
 
 def latent_of(vae: Any, pixels: np.ndarray) -> torch.Tensor:

@@ -72,7 +72,7 @@ def remake(video: SourceVideo, record: dict[str, Any]) -> np.ndarray:
     frames = next(read_windows(video.path, [window]))
     maker = build_maker(record["maker"], record["args"])
     scale = ReferenceScale(record["downscale"], record["temporal_scale"])
-    return make_reference(frames, window, maker, video, record["seed"], scale)[0]
+    return make_reference(frames, window, maker, video, record["seed"], scale, record.get("place"))[0]
 
 
 def check_results(engine: Engine) -> None:

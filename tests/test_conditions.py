@@ -240,5 +240,5 @@ def test_a_sampled_reference_stands_where_training_put_it() -> None:
 @pytest.mark.parametrize("text", ["1.5", "--1", "last", "99999", ""])
 def test_metadata_with_another_frame_than_a_number_are_refused(text: str) -> None:
     (finding,) = metadata_findings({FRAME: text})
-    assert finding == f"metadata reference_frame={text!r} must be the number of a frame, e.g. -1"
+    assert finding == f"metadata reference_frame={text!r} must be the number of a frame, e.g. -1 or 8 to -9"
     assert metadata_findings({FRAME: "-1"}) == []

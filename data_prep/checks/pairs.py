@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from data_prep.checks.captions import check_caption
 from data_prep.checks.offset import find_offset
 from iclora_train.config import Config, Task
 from iclora_train.config.checks import Checks
+from iclora_train.config.places import is_drawn
 from iclora_train.core.types import Pair
 from iclora_train.data.controls import reference_records
 from iclora_train.media.frame_times import temporal_subsample
@@ -27,7 +29,9 @@ def check_pair(pair: Pair, clip: str, split: str, config: Config, reference_fps:
     findings = list(check_caption(pair.caption, task, checks, needed=config.model.checkpoint != "nano"))
     for number, (reference, part) in enumerate(zip(pair.references, task.for_references(), strict=True), start=1):
         findings.append(_shape(pair, reference, reference_fps if number == 1 else None, part, checks, number))
-        findings += _picture_findings(pair, reference, part, checks, number)
+        place = reference_records(pair.record)[number - 1].get("place") if is_drawn(part.reference_frame) else None
+        shown = replace(part, reference_frame=place) if place is not None else part
+        findings += _picture_findings(pair, reference, shown, checks, number)
     coverages = list(_coverages([record.get("drawn") for record in reference_records(pair.record)]))
     if coverages:
         detail = "share of frames that show a person or a track"

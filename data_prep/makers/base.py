@@ -25,7 +25,8 @@ class SourceWindow:
     crop: maps pictures (`crop.apply`) and points (`crop.apply_to_points`) of the whole clip onto the frames. The
     `crop.size` pixels at `crop.inner_offset` become the target; the pixels around them are margin. files: further files
     of the clip by column of the clip list (mask, depth, tracks, ...). number: index of the window within its clip.
-    section: the section of the video that the numbers of frames count from; None: the whole video.
+    section: the section of the video that the numbers of frames count from; None: the whole video. place: the frame of
+    the window that was drawn for the reference (`task.reference_frame`); None: none was.
     """
 
     clip: str
@@ -36,6 +37,7 @@ class SourceWindow:
     files: Mapping[str, Path] = field(default_factory=dict)
     number: int = 0
     section: Section | None = None
+    place: int | None = None
 
     def file(self, column: str) -> Path:
         """The file that the clip list names in `column`. ConfigError if the row of the clip has none."""

@@ -30,13 +30,13 @@ def fade_weights(count: int) -> list[float]:
     return [i / (count - 1) for i in range(count)]
 
 
-def fade_masks(batch: int, count: int, single: float = 0.0) -> Tensor:
+def fade_masks(batch: int, count: int, single: Sequence[float] = (0.0,)) -> Tensor:
     """`fade_weights` as masks (B,f,1,1), one weight per latent frame of the reference.
 
-    single: the weight of a reference of one latent frame, which cannot rise.
+    single: the weight of a reference of one latent frame, which cannot rise: of all clips, or of each.
     """
-    weights = fade_weights(count) if count > 1 else [single]
-    return torch.tensor(weights).reshape(1, count, 1, 1).expand(batch, -1, -1, -1)
+    weights = torch.tensor(fade_weights(count) if count > 1 else single)
+    return weights.reshape(-1, count, 1, 1).expand(batch, -1, -1, -1)
 
 
 def latent_frame_slices(frames: int, temporal: int) -> list[slice]:

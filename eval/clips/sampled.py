@@ -18,7 +18,7 @@ from eval.clips.judged_adapter import JudgedAdapter
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip
 from iclora_train.adapters import lora
-from iclora_train.config import Config, Task, frame_from_start
+from iclora_train.config import Config, Task
 from iclora_train.core.device import synced_time
 from iclora_train.core.types import LatentPair
 from iclora_train.data.batch import collate
@@ -26,6 +26,7 @@ from iclora_train.diffusion.clean_cells import CleanCells, kept_of_target
 from iclora_train.diffusion.kept_latents import KeptLatents
 from iclora_train.diffusion.loss import loss_at
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, draw_noise, sample
+from iclora_train.diffusion.training_inputs import reference_start
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer, compile_from_settings
 
@@ -241,29 +242,34 @@ class SampledClips(ClipSource):
         of_donors = of_windows
         if condition.reference == "other":
             of_donors = [held_out.latents(self._donor(condition, item)).references for item in batch]
-        result = []
+        own, result = collate([held_out.latents(item.window) for item in batch]), []
         for number in range(len(of_windows[0])):
             kind = condition.reference_of(number)
             if kind != "none":
                 clips = [references[number] for references in (of_windows if kind == "own" else of_donors)]
-                result.append(
-                    self._reference(condition, batch, torch.stack(clips), self.config.task.of_reference(number))
-                )
+                task = self.config.task.of_reference(number)
+                start = reference_start(task, own, number, self.base.geometry.temporal)
+                result.append(self._reference(condition, batch, torch.stack(clips), task, start))
         return result
 
-    def _reference(self, condition: Condition, batch: Sequence[Item], latents: Tensor, task: Task) -> Reference:
-        """One reference (B,C,f,h,w), with the strength and the mask of a condition on its own grid."""
+    def _reference(
+        self, condition: Condition, batch: Sequence[Item], latents: Tensor, task: Task, start: int | Tensor
+    ) -> Reference:
+        """One reference (B,C,f,h,w), with the strength and the mask of a condition on its own grid.
+
+        start: the target frame at which it begins, in its own clip; a drawn one (B,) also holds for the reference of
+        another clip, so that only the content differs.
+        """
         mask = None
         if condition.mask == "half":
             mask = half_masks([item.window.mask_left for item in batch], latents.shape[-1])
         elif condition.mask == "fade":
-            mask = fade_masks(len(batch), latents.shape[2], self._fade_at(task))
-        return Reference.of_task(latents.to(self.device), task, condition.strength, mask)
+            mask = fade_masks(len(batch), latents.shape[2], self._fade_at(start))
+        places = start if isinstance(start, Tensor) else None
+        return Reference.of_task(latents.to(self.device), task, condition.strength, mask, places)
 
-    def _fade_at(self, task: Task) -> float:
-        """The weight of the fade mask in the target's latent frame in which a reference begins."""
+    def _fade_at(self, start: int | Tensor) -> list[float]:
+        """The weight of the fade mask in the target's latent frame in which a reference begins; of all or (B,)."""
         f, temporal = self.latent_size[0], self.base.geometry.temporal
-        if f == 1:
-            return 0.0
-        start = frame_from_start("task.reference_frame", task.reference_frame or 0, (f - 1) * temporal + 1)
-        return fade_weights(f)[-(-start // temporal)]
+        frames = start.tolist() if isinstance(start, Tensor) else [start]
+        return [0.0 if f == 1 else fade_weights(f)[-(-frame // temporal)] for frame in frames]

@@ -34,6 +34,7 @@ from iclora_train.adapters.metadata import (
     shown,
 )
 from iclora_train.config import ConfigError
+from iclora_train.config.places import frame_in_words
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.scores import read_scores
 from iclora_train.data.prompts import TEMPLATE_KEY, example_prompt
@@ -191,7 +192,7 @@ def _references(adapter: Adapter) -> list[tuple[str, str]]:
         rows.append((name, size + share))
         if layout.frame is not None:
             count = "one, at" if layout.frame else "one or several, from"
-            rows.append((f"frames of the {name}", f"{count} frame {layout.frame} of the output clip"))
+            rows.append((f"frames of the {name}", f"{count} {frame_in_words(layout.frame)} of the output clip"))
         if layout.temporal_scale != 1:
             rows.append((f"{name} frame rate", f"{layout.temporal_scale} times lower than the output clip's"))
     return rows or [("reference", "none")]

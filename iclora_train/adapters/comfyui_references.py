@@ -14,6 +14,7 @@ from iclora_train.adapters.comfyui_given import Nodes, Size, latent_frames, scal
 from iclora_train.adapters.comfyui_nodes import OWN_FACTOR_GUIDE, Value
 from iclora_train.adapters.references import ReferenceLayout
 from iclora_train.config import frame_from_start
+from iclora_train.config.places import frame_in_words
 from iclora_train.config.references import FIRST
 
 Layouts = Sequence[ReferenceLayout]
@@ -97,7 +98,9 @@ def guide_nodes(layouts: Layouts, frames: int, base: BaseNodes, latent: Link) ->
             "image": Link(title(pictures, layout), "IMAGE"),
         }
         if layout.frame is not None:  # behind guides, versions of ComfyUI count a negative number from different ends
-            inputs["frame_idx"] = frame_from_start("frame", layout.frame, frames) if number else layout.frame
+            frame = layout.example_frame(frames)
+            assert frame is not None
+            inputs["frame_idx"] = frame_from_start("frame", frame, frames) if number else frame
         kind = "LTXVAddGuide"
         if layout in with_own_factor(layouts):
             kind = OWN_FACTOR_GUIDE
@@ -112,14 +115,15 @@ def guide_nodes(layouts: Layouts, frames: int, base: BaseNodes, latent: Link) ->
 
 def what_to_select(layouts: Layouts) -> list[str]:
     """A line for each of several references, and which custom nodes the workflow needs."""
-    if len(layouts) < 2:
-        return []
     lines = []
     for layout in layouts:
         kind = f"a picture, which stands at frame {layout.frame}" if is_picture(layout) else "a clip"
         if layout.frame == 0:
             kind = "a picture as a clip of one frame, or a clip, from frame 0 on"
-        lines.append(f"{title('reference', layout)}: {kind}.")
+        if layout.is_drawn:
+            kind = f"a picture, at {frame_in_words(layout.frame)}: set `frame_idx` of the node {title('guide', layout)}"
+        if layout.is_drawn or len(layouts) > 1:
+            lines.append(f"{title('reference', layout)}: {kind}.")
     custom = with_own_factor(layouts)
     if custom:
         names = ", ".join(layout.name for layout in custom)

@@ -30,6 +30,7 @@ from iclora_train.adapters.metadata import (
 )
 from iclora_train.adapters.references import ReferenceLayout
 from iclora_train.config import ConfigError, frame_from_start
+from iclora_train.config.places import frame_range
 from iclora_train.config.references import FIRST
 from iclora_train.data.prompts import example_prompt
 from iclora_train.ltx2.weights.versions import VERSIONS
@@ -139,7 +140,9 @@ def _require_possible(path: Path, references: Sequence[ReferenceLayout], frames:
                 f"{path}: ComfyUI's nodes do not support references with fewer frames per second, which {layout.name} "
                 "has"
             )
-        if layout.frame is not None:
+        if layout.is_drawn:
+            frame_range(f"{path}: {key}", layout.frame, frames)
+        elif isinstance(layout.frame, int):
             frame_from_start(f"{path}: {key}", layout.frame, frames)
     for layout in with_own_factor(references):
         if layout.downscale > LARGEST_OWN_FACTOR:

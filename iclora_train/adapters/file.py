@@ -68,7 +68,7 @@ class Adapter:
         return factor(self.metadata, TEMPORAL)
 
     @property
-    def reference_frame(self) -> int | None:
+    def reference_frame(self) -> int | tuple[int, int] | None:
         """The frame of the video at which a reference of one frame stands; None if the reference has all frames."""
         return reference_frame(self.metadata)
 

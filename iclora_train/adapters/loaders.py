@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from iclora_train.adapters.comfyui_references import LARGEST_OWN_FACTOR, with_own_factor
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.metadata import TEMPORAL, clip_size
-from iclora_train.adapters.references import ReferenceLayout
+from iclora_train.adapters.references import LATENT_FRAME, ReferenceLayout
+from iclora_train.config.places import frame_in_words
 
 EXAMPLE_SIZE = (960, 544, 121)  # width, height, frames in the examples of a card without a size
-_LATENT_FRAME = 8  # frames per latent frame of every published LTX-2 VAE
 Layouts = Sequence[ReferenceLayout]
 
 
@@ -28,10 +28,11 @@ def split(layouts: Layouts) -> tuple[list[ReferenceLayout], list[ReferenceLayout
 
 
 def frame_number(adapter: Adapter, layout: ReferenceLayout) -> int:
-    """The frame of a picture from the start of a video of the trained length."""
+    """The frame of a picture from the start of a video of the trained length; of a drawn one an example."""
     frames = (clip_size(adapter.metadata) or EXAMPLE_SIZE)[2]
-    assert layout.frame is not None
-    return layout.frame if layout.frame >= 0 else frames + layout.frame
+    frame = layout.example_frame(frames)
+    assert frame is not None
+    return frame if frame >= 0 else frames + frame
 
 
 def ltx_pipelines_limit(adapter: Adapter) -> str | None:
@@ -73,7 +74,7 @@ def diffusers_limit(adapter: Adapter) -> str | None:
     small = [layout for layout in pictures if layout.downscale > 1]
     if small:
         return f"its pictures at a frame (`conditions`) have the size of the clip, unlike {_with_factors(small)}"
-    between = [layout for layout in pictures if frame_number(adapter, layout) % _LATENT_FRAME != 1]
+    between = [layout for layout in pictures if frame_number(adapter, layout) % LATENT_FRAME != 1]
     if between:
         return f"it places pictures at the frames 1, 9, 17, ... only, and {_with_frames(between)}"
     return None
@@ -109,7 +110,7 @@ def loader_limits(adapter: Adapter) -> Iterator[str]:
 
 def latent_index(frame: int) -> int:
     """The latent frame that begins at a frame 1, 9, 17, ... of the video."""
-    return (frame - 1) // _LATENT_FRAME + 1
+    return (frame - 1) // LATENT_FRAME + 1
 
 
 def _with_factors(layouts: Layouts) -> str:
@@ -118,5 +119,5 @@ def _with_factors(layouts: Layouts) -> str:
 
 def _with_frames(layouts: Layouts) -> str:
     verb = "begins" if len(layouts) == 1 else "begin"
-    names, frames = (", ".join(str(getattr(layout, key)) for layout in layouts) for key in ("name", "frame"))
-    return f"{names} {verb} at frame {frames}"
+    names = ", ".join(layout.name for layout in layouts)
+    return f"{names} {verb} at {', '.join(frame_in_words(layout.frame) for layout in layouts)}"

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from iclora_train.adapters.references import ReferenceLayout, more_findings, more_layouts
+from iclora_train.config.places import frame_bounds, is_drawn
 from iclora_train.config.references import FIRST
 from iclora_train.core.safetensors_header import shortened
 
@@ -28,7 +30,8 @@ _ARCHITECTURES = ("modelspec.architecture", "ss_base_model_version")  # musubi-t
 _LTX2 = re.compile(r"ltx[-_ .]?(video[-_ .]?)?2", re.IGNORECASE)
 _FACTOR = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)
 _FPS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?", re.ASCII)
-_FRAME = re.compile(r"0|-?[1-9][0-9]{0,3}", re.ASCII)
+_NUMBER = r"(0|-?[1-9][0-9]{0,3})"
+_FRAME = re.compile(rf"{_NUMBER}( to {_NUMBER})?", re.ASCII)
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
 
 
@@ -43,13 +46,23 @@ def factor(metadata: Mapping[str, str], key: str) -> int:
     return int(metadata.get(key, "1"))
 
 
-def reference_frame(metadata: Mapping[str, str]) -> int | None:
+def reference_frame(metadata: Mapping[str, str]) -> int | tuple[int, int] | None:
     """The frame at which the reference begins, negative from the end; None if the reference has all frames.
+
+    (first, last), from a text such as `8 to -9`: training drew one of these for each clip, for a picture.
 
     Only a reference that begins at frame 0 can have several frames: training takes single frames elsewhere.
     The metadata has passed `metadata_findings`.
     """
-    return int(metadata[FRAME]) if FRAME in metadata else None
+    match = _FRAME.fullmatch(metadata.get(FRAME, ""))
+    if match is None:
+        return None
+    return int(match[1]) if match[3] is None else (int(match[1]), int(match[3]))
+
+
+def frame_text(frame: Any) -> str:
+    """The text of FRAME for `task.reference_frame`, which is not null."""
+    return " to ".join(map(str, frame_bounds(frame))) if is_drawn(frame) else str(frame)
 
 
 def reference_layouts(metadata: Mapping[str, str]) -> list[ReferenceLayout]:
@@ -107,7 +120,9 @@ def metadata_findings(metadata: Mapping[str, str]) -> list[str]:
                 "texts in different ways; `convert` with --downscale or --temporal-scale sets it"
             )
     if FRAME in metadata and _FRAME.fullmatch(metadata[FRAME]) is None:
-        findings.append(f"metadata {FRAME}={shortened(metadata[FRAME], 40)} must be the number of a frame, e.g. -1")
+        findings.append(
+            f"metadata {FRAME}={shortened(metadata[FRAME], 40)} must be the number of a frame, e.g. -1 or 8 to -9"
+        )
     findings += more_findings(metadata)
     for key in _ARCHITECTURES:
         value = metadata.get(key, "")

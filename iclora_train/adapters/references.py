@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from iclora_train.config.places import frame_bounds, frame_in_words, frame_range, is_drawn
 from iclora_train.config.references import NAME, MoreReference
 from iclora_train.core.safetensors_header import shortened
 
 MORE = "more_references"  # key of the metadata
 _MOST, _LAST_FRAME = 999, 9999  # largest factor, largest number of a frame, as in `metadata`
+LATENT_FRAME = 8  # frames per latent frame of every published LTX-2 VAE
 _MOST_REFERENCES = 99  # after the first
 
 
@@ -26,19 +28,36 @@ class ReferenceLayout:
 
     downscale: it is this many times smaller than the video in width and height. temporal_scale: it has this many times
     fewer frames per second. frame: of the video, at which it begins, negative from the end; None: it runs along the
-    whole video. p: share of the training clips that had it; two layouts that differ in it alone are equal.
+    whole video; (first, last): a picture, in training at any frame between these, in use where the user says. p: share
+    of the training clips that had it; two layouts that differ in it alone are equal.
     """
 
     name: str
     downscale: int = 1
     temporal_scale: int = 1
-    frame: int | None = None
+    frame: int | tuple[int, int] | None = None
     p: float = field(default=1.0, compare=False)
 
     @property
-    def placement(self) -> tuple[int, int, int | None]:
+    def placement(self) -> tuple[int, int, int | tuple[int, int] | None]:
         """What changes the positions of its tokens."""
         return self.downscale, self.temporal_scale, self.frame
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether training drew its frame for each clip, so that the user says where it stands."""
+        return is_drawn(self.frame)
+
+    def example_frame(self, frames: int) -> int | None:
+        """A frame for it in a video of `frames` frames: its own, or one in the middle of its bounds. Every program can
+        place a picture at 1, 9, 17, ..., so one of these if possible. None: it runs along the video."""
+        if not self.is_drawn:
+            assert not isinstance(self.frame, tuple)
+            return self.frame
+        first, last = frame_range(self.name, self.frame, frames)
+        middle = (first + last) // 2
+        begins = [frame for frame in range(first, last + 1) if frame % LATENT_FRAME == 1] or [middle]
+        return min(begins, key=lambda frame: abs(frame - middle))
 
     @property
     def in_words(self) -> str:
@@ -47,7 +66,7 @@ class ReferenceLayout:
         if self.temporal_scale != 1:
             parts.append(f"{self.temporal_scale} times fewer frames per second")
         if self.frame is not None:
-            parts.append(f"at frame {self.frame}")
+            parts.append(f"at {frame_in_words(self.frame)}")
         return ", ".join(parts)
 
 
@@ -63,7 +82,11 @@ def more_layouts(metadata: Mapping[str, str]) -> list[ReferenceLayout]:
     if entries is None or any(True for entry in entries for _ in _problems(entry)):
         return []
     keys = ("name", "downscale", "temporal_scale", "frame", "p")
-    return [ReferenceLayout(**{key: entry[key] for key in keys if key in entry}) for entry in entries]
+    layouts = [ReferenceLayout(**{key: entry[key] for key in keys if key in entry}) for entry in entries]
+    return [
+        replace(layout, frame=frame_bounds(layout.frame)) if isinstance(layout.frame, list) else layout
+        for layout in layouts
+    ]
 
 
 def more_findings(metadata: Mapping[str, str]) -> Iterator[str]:
@@ -111,8 +134,12 @@ def _problems(entry: Any) -> Iterator[str]:
         value = entry.get(key, 1)
         if type(value) is not int or not 1 <= value <= _MOST:
             yield f"has {key}={_shown(value)}, not a whole number from 1 to {_MOST}"
-    if frame is not None and (type(frame) is not int or abs(frame) > _LAST_FRAME):
-        yield f"has frame={_shown(frame)}, not the number of a frame"
+    numbers = frame if isinstance(frame, list) else [frame]
+    if frame is not None and not (
+        all(type(number) is int and abs(number) <= _LAST_FRAME for number in numbers)
+        and len(numbers) == (2 if isinstance(frame, list) else 1)
+    ):
+        yield f"has frame={_shown(frame)}, not the number of a frame or the first and the last"
     elif frame is not None and entry.get("temporal_scale", 1) != 1:
         yield f"begins at frame {frame} and has another frame rate than the video, which no reference has"
     if type(p) not in (int, float) or not 0 < p <= 1:

@@ -16,6 +16,7 @@ from omegaconf import MISSING
 
 from iclora_train.config.errors import require
 from iclora_train.config.no_reference import NO_REFERENCE
+from iclora_train.config.places import check_frame, frame_bounds, is_drawn
 
 FIRST = "first"  # the name of the reference that the keys of `task` describe
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
@@ -30,7 +31,8 @@ class MoreReference:
     maker           a pair maker of data_prep, which gets the frames of the target; `given` reads a column of the list
     downscale       it is this many times smaller than the target
     temporal_scale  its frame rate is this many times lower
-    frame           target frame at which it begins, as task.reference_frame; null: it has all frames
+    frame           target frame at which it begins, as task.reference_frame; null: it has all frames; [first, last] or
+                    any: a picture at a frame that is drawn for each clip
     p               probability that a training clip has it; validation and eval always do
     """
 
@@ -39,17 +41,20 @@ class MoreReference:
     maker_args: dict[str, Any] = field(default_factory=dict)
     downscale: int = 1
     temporal_scale: int = 1
-    frame: int | None = None
+    frame: Any = None
     p: float = 1.0
 
     def content(self) -> dict[str, Any]:
-        """The keys that the pixels depend on."""
+        """The keys that the pixels depend on: `frame` only where it is drawn."""
         keys = ("maker", "maker_args", "downscale", "temporal_scale")
-        return {key: getattr(self, key) for key in keys}
+        drawn = {"frame": self.frame} if is_drawn(self.frame) else {}
+        return {key: getattr(self, key) for key in keys} | drawn
 
     def layout(self) -> dict[str, Any]:
-        """The keys that tell how it is used, for the adapter file."""
-        return {key: getattr(self, key) for key in ("name", "downscale", "temporal_scale", "frame")}
+        """The keys that tell how it is used, for the adapter file. frame: a number, null, or the bounds of a drawn
+        one."""
+        frame = frame_bounds(self.frame) if is_drawn(self.frame) else self.frame
+        return {**{key: getattr(self, key) for key in ("name", "downscale", "temporal_scale")}, "frame": frame}
 
 
 def family_of(maker: str) -> str:
@@ -93,11 +98,7 @@ def _check_numbers(reference: MoreReference, where: str) -> None:
         value = getattr(reference, key)
         require(value >= 1, f"{where}.{key}={value} must be a whole number of at least 1")
     require(0 < reference.p <= 1, f"{where}.p={reference.p} must lie in (0, 1]; leave the entry out for 0")
-    require(
-        reference.frame is None or reference.temporal_scale == 1,
-        f"{where}: frame={reference.frame} and temporal_scale={reference.temporal_scale} are both set: a reference at "
-        "one frame has the target's frame rate",
-    )
+    check_frame(f"{where}.frame", reference.frame, "temporal_scale", reference.temporal_scale)
 
 
 def comparable_references(references: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from iclora_train.config.conditions import Condition, check_conditions
 from iclora_train.config.errors import one_of, require
 from iclora_train.config.no_reference import NO_REFERENCE, check_task
+from iclora_train.config.places import check_frame
 from iclora_train.config.references import FIRST, MoreReference, check_references, family_of
 
 
@@ -22,7 +23,9 @@ class Task:
     trigger: str = ""  # added before every caption, stored in the adapter file
     reference_downscale: int = 1  # the reference is this many times smaller than the target
     reference_temporal_scale: int = 1  # the reference's frame rate is this many times lower
-    reference_frame: int | None = None  # target frame at which a shorter reference begins; null: it has all frames
+    # target frame at which a shorter reference begins; null: it has all frames; [first, last] or any: a picture at a
+    # frame that is drawn for each clip
+    reference_frame: Any = None
     maker: str = MISSING  # a pair maker of data_prep, e.g. degrade.defocus
     maker_args: dict[str, Any] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)  # parts of the target that are clean
@@ -33,10 +36,8 @@ class Task:
         for key in ("reference_downscale", "reference_temporal_scale"):
             value = getattr(self, key)
             require(value >= 1, f"task.{key}={value} must be a whole number of at least 1")
-        require(
-            self.reference_frame is None or self.reference_temporal_scale == 1,
-            f"task.reference_frame={self.reference_frame} and task.reference_temporal_scale="
-            f"{self.reference_temporal_scale} are both set: a reference at one frame has the target's frame rate",
+        check_frame(
+            "task.reference_frame", self.reference_frame, "task.reference_temporal_scale", self.reference_temporal_scale
         )
         check_conditions(self.conditions)
         check_references(self.more_references, self.maker)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from iclora_train.config import Config
+from iclora_train.config.places import is_drawn
 from iclora_train.config.references import comparable_references
 
 RUNTIME_KEYS = (
@@ -43,11 +44,14 @@ NEW_LORA_KEYS = ("rank_pattern", "alpha_pattern", "lr_pattern", "rslora")
 
 
 def content_settings(config: Config) -> dict[str, Any]:
-    """The sections `task` and `data` without the keys of NOT_CONTENT; with a temporal factor, also REFERENCE_FRAMES."""
+    """The sections `task` and `data` without the keys of NOT_CONTENT; with a temporal factor, also REFERENCE_FRAMES;
+    with a reference at a frame that is drawn for each clip, also `reference_frame`."""
     sections = {"task": asdict(config.task), "data": asdict(config.data)}
     for section, keys in NOT_CONTENT.items():
         for key in keys:
             del sections[section][key]
+    if is_drawn(config.task.reference_frame):  # the pixels depend on the frame that is drawn
+        sections["task"]["reference_frame"] = config.task.reference_frame
     more = comparable_references(sections["task"].pop("more_references"))
     if more:
         sections["task"]["more_references"] = more

@@ -117,7 +117,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class LatentPair:
-    """One encoded training example: target (C,f,h,w), references (C,f',h',w') each, text (T,D); all float."""
+    """One encoded training example: target (C,f,h,w), references (C,f',h',w') each, text (T,D); all float.
+
+    places: of each reference, the target frame that was drawn for it; None where none was.
+    """
 
     key: str
     target: Tensor
@@ -125,6 +128,7 @@ class LatentPair:
     text: Tensor
     fps: float
     caption: str = ""
+    places: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)

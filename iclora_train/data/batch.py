@@ -22,6 +22,7 @@ class Batch:
     fps         (B,) frames per second; always on the host
     keys        B names of clips
     captions    B captions
+    places      for each reference (B,) target frames that were drawn for it, on the host; None if none were
     """
 
     target: Tensor
@@ -30,6 +31,7 @@ class Batch:
     fps: Tensor
     keys: list[str]
     captions: list[str] = field(default_factory=list)
+    places: list[Tensor | None] = field(default_factory=list)
 
     @property
     def latents(self) -> list[Tensor]:
@@ -61,7 +63,12 @@ class Batch:
         """A batch of one clip of this batch."""
         part = slice(number, number + 1)
         clip = self.map_tensors(lambda tensor: tensor[part])
-        return replace(clip, fps=self.fps[part], keys=self.keys[part], captions=self.captions[part])
+        places = [None if frames is None else frames[part] for frames in self.places]
+        return replace(clip, fps=self.fps[part], keys=self.keys[part], captions=self.captions[part], places=places)
+
+    def place(self, number: int) -> Tensor | None:
+        """The target frames (B,) that were drawn for reference `number`; None if none were."""
+        return self.places[number] if number < len(self.places) else None
 
 
 def collate(pairs: list[LatentPair]) -> Batch:
@@ -78,4 +85,12 @@ def collate(pairs: list[LatentPair]) -> Batch:
         fps=default_collate([torch.tensor(pair.fps) for pair in pairs]),
         keys=[pair.key for pair in pairs],
         captions=[pair.caption for pair in pairs],
+        places=[_places([pair.places[i] for pair in pairs]) for i in range(min(len(pair.places) for pair in pairs))],
     )
+
+
+def _places(frames: list[int | None]) -> Tensor | None:
+    """The places of a reference in several clips. Clips without one, of another source, have -1 beside others."""
+    if all(frame is None for frame in frames):
+        return None
+    return torch.tensor([-1 if frame is None else frame for frame in frames])

@@ -27,7 +27,7 @@ from iclora_train.data.shard_sample import ClipRecord
 from iclora_train.data.shards import ShardSet
 
 # entries of `task` that all sources of an adapter share: positions and times of reference tokens depend on them
-SHARED_KEYS = ("reference_downscale", "reference_temporal_scale", "reference_frames")
+SHARED_KEYS = ("reference_downscale", "reference_temporal_scale", "reference_frames", "reference_frame")
 _MAX_NAMED = 3  # recordings that a note names
 
 

@@ -32,6 +32,7 @@ from iclora_train.core.records import (
 from iclora_train.core.regular_files import open_regular
 from iclora_train.core.safetensors_header import parse_header, shortened
 from iclora_train.core.types import LatentPair, Pair, VideoShape
+from iclora_train.data.controls import reference_records
 from iclora_train.data.shared_streams import LATENTS, StreamPlace, is_fp16_within
 from iclora_train.data.tar_members import BytesPart, read_members
 from iclora_train.media.shard_clip import decode_clip, encode_clip, encode_preview
@@ -128,7 +129,18 @@ def latents_of(
     target, text, *references = (latent.to(dtype) for latent in _streams(latents, "target", "text"))
     if text.ndim != 2 or any(latent.ndim != 4 for latent in (target, *references)):
         raise ValueError("its tensors have other dimensions than (C,f,h,w), and (T,D) for text")
-    return LatentPair(key, target, tuple(references), text, record.fps, record.caption)
+    places = _places(record, len(references))
+    return LatentPair(key, target, tuple(references), text, record.fps, record.caption, places)
+
+
+def _places(record: ClipRecord, count: int) -> tuple[int | None, ...]:
+    """The target frames that were drawn for `count` references. ValueError for one that the clip does not have."""
+    parts = list(reference_records(record.record))
+    places = [part.get("place") for part in parts[:count]]
+    for place in places:
+        if place is not None and not (type(place) is int and 0 <= place < record.frames):
+            raise ValueError(f"the place of a reference is {str(place)[:40]}, not one of its {record.frames} frames")
+    return (*places, *[None] * (count - len(places)))
 
 
 def _streams(streams: Mapping[str, T], *names: str, references: bool = True) -> list[T]:

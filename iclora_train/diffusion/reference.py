@@ -84,7 +84,7 @@ def append_reference(
     strength: float = 1.0,
     attention_strength: float | Tensor = 1.0,
     attention_mask: Tensor | None = None,
-    frame: int = 0,
+    frame: int | Tensor = 0,
     clip: bool | None = None,
 ) -> Tokens:
     """Append the tokens of a reference (B,C,f,h,w).
@@ -97,16 +97,18 @@ def append_reference(
     attention_strength, of all clips or (B,), and attention_mask on reference pixels (`mask_to_grid`): their product is
     the weight w of a reference token. It enters the attention logits as log(w) (`ltx2.model.weighted_attention`).
     frame: target frame at which the reference begins (`snap_frame`). A clip that begins after frame 0 does not have a
-    separate first frame: each of its latent frames holds `temporal` frames.
+    separate first frame: each of its latent frames holds `temporal` frames. (B,): of pictures, one for each clip.
     clip: whether it is a clip; None: if it has several latent frames. False: a picture, which holds one frame.
     """
     batch, _, *size = latent.shape
     f, h, w = size
     count, device = f * h * w, latent.device
-    causal = frame == 0 or not (f > 1 if clip is None else clip)
+    assert f == 1 or not isinstance(frame, Tensor), "only a picture has a place of its own in each clip"
+    causal = isinstance(frame, Tensor) or frame == 0 or not (f > 1 if clip is None else clip)
     position = grid_position((f, h, w), tokens.geometry, device, causal).repeat(batch, 1, 1, 1)  # (B,3,n,2)
     shift = temporal_scale - 1 if causal else 0
-    position[:, 0] = ((position[:, 0] * temporal_scale - shift).clamp(min=0) + frame) / tokens.fps[:, None, None]
+    begin = frame.to(device)[:, None, None] if isinstance(frame, Tensor) else frame
+    position[:, 0] = ((position[:, 0] * temporal_scale - shift).clamp(min=0) + begin) / tokens.fps[:, None, None]
     position[:, 1:] *= downscale
     sigma, row = _append_level(tokens.sigma, strength)
 

@@ -104,16 +104,23 @@ class Reference:
     attention_strength: float = 1.0
     attention_mask: Tensor | None = None  # (B,F,H,W) in [0, 1], reference pixels; or see `mask_to_grid`
     strength: float = 1.0
-    frame: int = 0  # target frame at which it begins; a negative frame counts from the end (`snap_frame`)
+    # target frame at which it begins; a negative frame counts from the end (`snap_frame`); of pictures also (B,)
+    frame: int | Tensor = 0
     clip: bool | None = None  # whether it is a clip and no picture; None: if it has several latent frames
 
     @classmethod
     def of_task(
-        cls, latent: Tensor, task: Task, attention_strength: float = 1.0, attention_mask: Tensor | None = None
+        cls,
+        latent: Tensor,
+        task: Task,
+        attention_strength: float = 1.0,
+        attention_mask: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Reference:
-        """A reference with the factors and at the frame of a task."""
+        """A reference with the factors and at the frame of a task; places (B,): where that is drawn for each clip."""
         factors = (task.reference_downscale, task.reference_temporal_scale)
-        return cls(latent, *factors, attention_strength, attention_mask, frame=task.reference_frame or 0)
+        frame = (task.reference_frame or 0) if places is None else places
+        return cls(latent, *factors, attention_strength, attention_mask, frame=frame)
 
 
 def draw_noises(seeds: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -211,7 +218,9 @@ def _build_tokens(
             ref.strength,
             ref.attention_strength,
             ref.attention_mask,
-            snap_frame(ref.frame, ref.latent.shape[2], target.shape[2], geometry.temporal, ref.clip),
+            ref.frame
+            if isinstance(ref.frame, Tensor)
+            else snap_frame(ref.frame, ref.latent.shape[2], target.shape[2], geometry.temporal, ref.clip),
             ref.clip,
         )
     return tokens

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from iclora_train.config import ConfigError, Task, require
+from iclora_train.config.places import is_drawn
 from iclora_train.config.references import reference_keys
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.data.batch import Batch
@@ -86,9 +87,10 @@ def build_tokens(
     noisy = torch.where(kept[:, None], clean, add_noise(clean, noise, sigma))
     tokens = target_tokens(noisy, sigma, geometry, to_device(batch.fps.float(), device), kept)
     regions = [to_device(region, device) for region in (draws.region, mask_region) if region is not None]
-    parts = tasks_of(task, batch)
-    for number, (reference, part) in enumerate(zip(batch.references, parts, strict=True)):
+    factors = []
+    for number, (reference, part) in enumerate(zip(batch.references, tasks_of(task, batch), strict=True)):
         require_factors(clean, reference, part, batch.keys[0], number)
+        frame = reference_start(part, batch, number, geometry.temporal)
         tokens = append_reference(
             tokens,
             draws.noisy_reference(reference, number),
@@ -96,11 +98,13 @@ def build_tokens(
             part.reference_temporal_scale,
             attention_strength=_attention_strength(draws, number, bool(regions), device),
             attention_mask=_regions_mask(regions, *reference.shape[3:]),
-            frame=reference_start(part, reference.shape[2], clean.shape[2], geometry.temporal, number),
+            frame=to_device(frame, device) if isinstance(frame, Tensor) else frame,
         )
+        place = tuple(frame.tolist()) if isinstance(frame, Tensor) else frame
+        factors.append((part.reference_downscale, part.reference_temporal_scale, place))
     shapes = tuple(tuple(latent.shape) for latent in batch.latents)
-    factors = tuple((part.reference_downscale, part.reference_temporal_scale, part.reference_frame) for part in parts)
-    position = _shared_position(tokens.position, (shapes, tuple(batch.fps.tolist()), factors, geometry, device))
+    key = (shapes, tuple(batch.fps.tolist()), tuple(factors), geometry, device)
+    position = _shared_position(tokens.position, key)
     return replace(tokens, position=position), to_tokens(target_velocity(clean, noise))
 
 
@@ -144,17 +148,18 @@ def _regions_mask(regions: list[Tensor], height: int, width: int) -> Tensor | No
     return torch.stack(masks).prod(0) if masks else None
 
 
-def reference_start(task: Task, length: int, frames: int, temporal: int, number: int = 0) -> int:
-    """The target frame at which a reference of `length` latent frames begins; frames: latent frames of the target.
+def reference_start(task: Task, batch: Batch, number: int, temporal: int) -> int | Tensor:
+    """The target frame at which reference `number` (0: the first) of a batch begins: of all clips, or, where it is
+    drawn for each clip, (B,) on the host. temporal: pixel frames of a latent frame.
 
-    number: of the reference, 0 for the first.
-
-    ConfigError if it would not lie in the target. A prepared clip has a first latent frame that holds one frame, which
-    a clip inside the target does not have: only a picture can begin after frame 0.
+    ConfigError if the reference would not lie in the target. A prepared clip has a first latent frame that holds one
+    frame, which a clip inside the target does not have: only a picture can begin after frame 0.
     """
+    length, frames, frame_key = batch.references[number].shape[2], batch.target.shape[2], reference_keys(number)[2]
     if task.reference_frame is None:
         return 0
-    frame_key = reference_keys(number)[2]
+    if is_drawn(task.reference_frame):
+        return _drawn_start(task, batch, number, (frames - 1) * temporal + 1)
     start = snap_frame(task.reference_frame, length, frames, temporal, key=frame_key)
     require(
         start == 0 or length == 1,
@@ -162,6 +167,25 @@ def reference_start(task: Task, length: int, frames: int, temporal: int, number:
         f"of one frame can begin after frame 0: give one frame, or set {frame_key}=0",
     )
     return start
+
+
+def _drawn_start(task: Task, batch: Batch, number: int, frames: int) -> Tensor:
+    """The target frames (B,) that preparation drew for reference `number`, of targets of `frames` pixel frames."""
+    key, places = reference_keys(number)[2], batch.place(number)
+    length = batch.references[number].shape[2]
+    require(
+        length == 1,
+        f"{key}={task.reference_frame}: the reference of clip {batch.keys[0]} has {length} latent frames, and only a "
+        "picture has a place of its own in each clip: prepare the pairs again",
+    )
+    missing = [clip for i, clip in enumerate(batch.keys) if places is None or not 0 <= int(places[i]) < frames]
+    require(
+        not missing,
+        f"{key}={task.reference_frame}: clip {missing and missing[0]} has no place for its reference in its {frames} "
+        "frames: prepare its pairs with this setting",
+    )
+    assert places is not None
+    return places
 
 
 def require_factors(target: Tensor, reference: Tensor, task: Task, key: str, number: int = 0) -> None:

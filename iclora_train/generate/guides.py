@@ -14,7 +14,8 @@ from torch import Tensor
 
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.references import ReferenceLayout
-from iclora_train.config import frame_from_start, require
+from iclora_train.config import ConfigError, frame_from_start, require
+from iclora_train.config.places import frame_in_words
 from iclora_train.config.references import FIRST
 from iclora_train.diffusion.reference import latent_frame_start
 from iclora_train.generate.input_media import InputMedia
@@ -48,7 +49,32 @@ def reference_layouts(settings: GenerateSettings, adapter: Adapter) -> list[Refe
             replace(layout, frame=frame, temporal_scale=layout.temporal_scale if frame is None else 1)
             for layout, frame in zip(layouts, settings.reference_frame, strict=True)
         ]
-    return [layouts[number] for number in settings.given]
+    given = [layouts[number] for number in settings.given]
+    for layout in given:
+        if layout.is_drawn:
+            of = "" if layout.name == FIRST else f" for {layout.name}"
+            raise ConfigError(
+                f"reference_frame is not set{of}: the adapter was trained with a picture at "
+                f"{frame_in_words(layout.frame)} of the video. Say where it stands, e.g. reference_frame=24, or a list "
+                "with a frame for each reference"
+            )
+    return given
+
+
+def unusual_places(settings: GenerateSettings, adapter: Adapter, frames: int) -> list[str]:
+    """A line for each picture at another frame than training drew, in a video of `frames` frames."""
+    trained, lines = adapter.references, []
+    for number, layout in zip(settings.given, reference_layouts(settings, adapter), strict=True):
+        bounds = trained[0 if len(trained) == 1 else number].frame
+        start = start_of(layout, frames)
+        if isinstance(bounds, tuple) and start is not None:
+            first, last = (frame if frame >= 0 else frames + frame for frame in bounds)
+            if not first <= start <= last:
+                lines.append(
+                    f"{layout.name}: reference_frame={layout.frame} is not a place that the adapter was trained with, "
+                    f"which is {frame_in_words(bounds)}"
+                )
+    return lines
 
 
 def missing_references(settings: GenerateSettings, adapter: Adapter) -> list[str]:
@@ -77,6 +103,7 @@ def start_of(layout: ReferenceLayout, length: int) -> int | None:
     """
     if layout.frame is None:
         return None
+    assert isinstance(layout.frame, int), "reference_layouts requires a number"
     key = "reference_frame" if layout.name == FIRST else f"{layout.name}: reference_frame"
     return frame_from_start(key, layout.frame, length)
 

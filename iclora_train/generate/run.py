@@ -24,7 +24,7 @@ from iclora_train.core.progress import progress_bar, status
 from iclora_train.core.types import VideoShape
 from iclora_train.data.prompts import TEMPLATE_KEY, extra_fields
 from iclora_train.generate.adapters import adapted_transformer, open_adapter, published_use
-from iclora_train.generate.guides import common_factor, missing_references, reference_layouts
+from iclora_train.generate.guides import common_factor, missing_references, reference_layouts, unusual_places
 from iclora_train.generate.inputs import Inputs, check_references, require_references
 from iclora_train.generate.output import finished_windows, generation_record, refuse_existing, write_outputs
 from iclora_train.generate.prompts import describe_prompts, window_prompts
@@ -136,8 +136,8 @@ def _print_plan(
     echo(f"{shape.bucket} at {shape.fps:g} fps, {base.name} on {device}: {prompt!r}")
     if rounded:
         echo(f"rounded to sizes that fit the VAE: {rounded}")
-    missing = missing_references(settings, adapter)
-    for line in [*missing, *not_given(adapter.metadata, settings.kept_parts())]:
+    places = unusual_places(settings, adapter, shape.frames)
+    for line in [*missing_references(settings, adapter), *places, *not_given(adapter.metadata, settings.kept_parts())]:
         echo(line)
     if settings.task is None and is_tuned(adapter, settings.model.name):
         echo(f"conf={adapter.metadata['task']} would use the sampling settings that were tuned for this adapter's task")

@@ -12,7 +12,7 @@ from rich.console import Console
 from iclora_train.adapters import card, lora
 from iclora_train.adapters.conditions import conditions_metadata
 from iclora_train.adapters.loaders import loader_limits
-from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, FRAME, KIND, PLAIN, TEMPORAL, VERSION
+from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, FRAME, KIND, PLAIN, TEMPORAL, VERSION, frame_text
 from iclora_train.adapters.precision import save_rounded
 from iclora_train.adapters.references import references_metadata
 from iclora_train.config import Config, ConfigError, Task, require
@@ -80,7 +80,7 @@ def _reference_metadata(task: Task) -> dict[str, Any]:
     if not task.has_reference:
         metadata[KIND] = PLAIN
     if task.reference_frame is not None:
-        metadata[FRAME] = task.reference_frame
+        metadata[FRAME] = frame_text(task.reference_frame)
     if task.reference_temporal_scale != 1:
         metadata[TEMPORAL] = task.reference_temporal_scale
     return metadata

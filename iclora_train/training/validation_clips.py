@@ -22,7 +22,7 @@ from iclora_train.data.batch import Batch
 from iclora_train.data.recordings import partners_of_others
 from iclora_train.diffusion.clean_cells import CleanCells, kept_of_target
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
-from iclora_train.diffusion.training_inputs import tasks_of
+from iclora_train.diffusion.training_inputs import reference_start, tasks_of
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
@@ -96,8 +96,11 @@ class ValidationClips(Callback):
         task, settings = self.config.task, self.config.sample
         f, h, w = clip.target.shape[2:]
         negative = self.empty.to(clip.text)[None]
-        parts = zip(clip.references, tasks_of(task, clip), strict=True)
-        references = [Reference.of_task(latent, part) for latent, part in parts]
+        references = []
+        for number, (latent, part) in enumerate(zip(clip.references, tasks_of(task, clip), strict=True)):
+            frame = reference_start(part, clip, number, self.base.geometry.temporal)
+            places = frame if isinstance(frame, Tensor) else None
+            references.append(Reference.of_task(latent, part, places=places))
         return sample(
             transformer,
             clip.text,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from data_prep.makers.base import Maker, Params, SourceWindow, check_number, che
 from data_prep.makers.edit.masks import SHAPES, dilate, load_clip_mask, paint_mask, random_mask
 from data_prep.makers.trajectory import Range, Trajectory, log_uniform, uniform
 from iclora_train.config import frame_from_start, one_of, require
+from iclora_train.config.places import check_frame, frame_range, is_drawn
 from iclora_train.data.reference_kinds import MASK_COLOUR
 from iclora_train.media.clip import read_clip
 
@@ -19,9 +21,6 @@ def _check_colour(colour: list[int]) -> None:
     is_triple = isinstance(colour, list | tuple) and len(colour) == 3
     valid = is_triple and all(isinstance(level, int) and 0 <= level <= 255 for level in colour)
     require(valid, f"task.maker_args.colour={colour!r} must be [red, green, blue], 0 to 255 each")
-
-
-ANY = "any"  # `frame` of edit.frame: a random one
 
 
 @register("edit.hole")
@@ -146,17 +145,17 @@ class Loop(Maker):
 class Frame(Maker):
     """One frame of the clip itself: the adapter learns to reach it.
 
-    frame: its number; a negative one counts from the end. Write ${task.reference_frame}, the place of the reference.
-    `any`: a random frame of the window, as a picture of the scene.
+    frame: its number; a negative one counts from the end. Write ${task.reference_frame}, the place of the reference:
+    also where that is drawn for each window. Without a drawn place, [first, last] or `any` is a random frame of the
+    window, as a picture of the scene.
     """
 
-    frame: int | str = -1
+    frame: Any = -1
 
     def __post_init__(self) -> None:
-        is_number = isinstance(self.frame, int) and not isinstance(self.frame, bool)
+        check_frame("task.maker_args.frame", self.frame, "", 1)
         require(
-            is_number or self.frame == ANY,
-            f"task.maker_args.frame={self.frame!r} must be the number of a frame, e.g. -1 for the last, or {ANY}",
+            self.frame is not None, "task.maker_args.frame is null: set the number of a frame, e.g. -1 for the last"
         )
 
     @property
@@ -164,8 +163,11 @@ class Frame(Maker):
         return True
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
-        if isinstance(self.frame, str):
-            number = int(rng.integers(len(frames)))
+        if source.place is not None:
+            number = source.place
+        elif is_drawn(self.frame):
+            first, last = frame_range("task.maker_args.frame", self.frame, len(frames))
+            number = int(rng.integers(first, last + 1))
         else:
             number = frame_from_start("task.maker_args.frame", self.frame, len(frames))
         return frames[number : number + 1], {"frame": number}
