@@ -22,6 +22,7 @@ from torch import Tensor
 from iclora_train.config import ConfigError
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.ltx2.text.gemma import GemmaTextEncoder
 from iclora_train.ltx2.weights.key_names import MODEL_PREFIX
 from iclora_train.ltx2.weights.safetensors_header import StoredTensor
 from iclora_train.ltx2.weights.versions import detect_version
@@ -248,6 +249,12 @@ def test_captions_are_encoded_for_the_transformer(
     assert not torch.equal(features[0], features[1])
     reference = BaseModel.open(str(tiny[version, "unified"]), text_encoder=str(gemma)).text(torch.float32)
     assert torch.allclose(features, reference.encode(["the cat", ""]), atol=1e-5)
+    text = base.text(torch.float32, audio=True)
+    assert isinstance(text, GemmaTextEncoder)
+    video, audio = text.encode_both(["the cat", ""])
+    assert torch.equal(video, features)
+    assert audio.shape == (2, 1024, base.transformer(audio=True).config.audio_text_width)
+    assert not torch.equal(audio[0], audio[1])
 
 
 # --- errors name the cause and the remedy ---

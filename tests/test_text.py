@@ -35,12 +35,15 @@ OFFICIAL: dict[str, dict[str, Any]] = {  # the section `transformer` of the chec
         "frequencies_precision": "float64",
         "connector_num_attention_heads": 4,
         "connector_attention_head_dim": 8,
+        "audio_connector_num_attention_heads": 4,
+        "audio_connector_attention_head_dim": 6,
         "connector_apply_gated_attention": True,
         "caption_proj_before_connector": True,
         "caption_projection_first_linear": False,
     },
 }
 OFFICIAL["2.5"] = OFFICIAL["2.3"]
+AUDIO_WIDTHS = {"2.0": WIDTH // 2, "2.3": 6, "2.5": 6}  # of a head
 SIZES = {"2.0": (2, WIDTH // 2), "2.3": (4, 8), "2.5": (4, 8)}
 RENAMED = (
     ("video_connector", "video_embeddings_connector"),
@@ -60,9 +63,9 @@ def diffusers_connectors(version: str) -> Any:
 
     heads, width = SIZES[version]
     sizes = {"caption_channels": WIDTH, "text_proj_in_factor": LAYERS + 1, "rope_type": "split"}
-    for side in ("video", "audio"):
-        sizes |= {f"{side}_connector_num_attention_heads": heads, f"{side}_connector_attention_head_dim": width}
-        sizes |= {f"{side}_gated_attn": version != "2.0", f"{side}_hidden_dim": heads * width}
+    for side, head_width in (("video", width), ("audio", AUDIO_WIDTHS[version])):
+        sizes |= {f"{side}_connector_num_attention_heads": heads, f"{side}_connector_attention_head_dim": head_width}
+        sizes |= {f"{side}_gated_attn": version != "2.0", f"{side}_hidden_dim": heads * head_width}
     since_2_3 = {"per_modality_projections": True, "proj_bias": True} if version != "2.0" else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -85,9 +88,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: write_gemma(root / kind, kind) for kind in ("gemma3", "gemma4_unified")}
 
 
-def connectors(version: str) -> Connectors:
+def connectors(version: str, **side: Any) -> Connectors:
     return Connectors.from_official(
-        {"transformer": OFFICIAL[version]}, official_keys(diffusers_connectors(version).state_dict())
+        {"transformer": OFFICIAL[version]}, official_keys(diffusers_connectors(version).state_dict()), **side
     )
 
 
@@ -95,9 +98,14 @@ def open_encoder(folder: Path, version: str) -> GemmaTextEncoder:
     return GemmaTextEncoder.open(folder, version, connectors(version), torch.float32)
 
 
-@torch.no_grad()
 def published_features(folder: Path, version: str, captions: list[str]) -> Tensor:
-    """Video features of diffusers' pipeline: its tokenizer, text encoder, prompt code and connectors."""
+    """Video features of diffusers' pipeline."""
+    return published_sides(folder, version, captions)[0]
+
+
+@torch.no_grad()
+def published_sides(folder: Path, version: str, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """Video and audio features of diffusers' pipeline: its tokenizer, text encoder, prompt code and connectors."""
     from diffusers import LTX2Pipeline  # noqa: PLC0415 (slow)
     from transformers import AutoModelForImageTextToText, AutoTokenizer  # noqa: PLC0415 (slow)
 
@@ -108,9 +116,9 @@ def published_features(folder: Path, version: str, captions: list[str]) -> Tenso
         text_encoder=encoder, tokenizer=tokenizer, connectors=diffusers_connectors(version), **parts
     )
     states, mask, *_ = pipeline.encode_prompt(captions, do_classifier_free_guidance=False, device="cpu")
-    video, _, still_masked = pipeline.connectors(states, mask, padding_side=tokenizer.padding_side)
+    video, audio, still_masked = pipeline.connectors(states, mask, padding_side=tokenizer.padding_side)
     assert bool(still_masked.all()), "a mask must be stored with the features"
-    return video
+    return video, audio
 
 
 @pytest.mark.parametrize("version", ["2.0", "2.3", "2.5"])
@@ -124,6 +132,26 @@ def test_features_equal_the_published_pipeline(version: str, folders: dict[str, 
     model = diffusers_connectors(version)
     from_diffusers = Connectors.from_diffusers(dict(model.config), model.state_dict())
     assert torch.equal(GemmaTextEncoder.open(folder, version, from_diffusers, torch.float32).encode(CAPTIONS), features)
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.3", "2.5"])
+def test_features_of_both_streams_equal_the_published_pipeline(version: str, folders: dict[str, Path]) -> None:
+    folder, model = folders[KIND[version]], diffusers_connectors(version)
+    expected = published_sides(folder, version, CAPTIONS)
+    video = connectors(version)
+    of_folder = Connectors.from_diffusers(dict(model.config), model.state_dict())
+    pairs = (
+        (video, connectors(version, side="audio", beside=video)),
+        (of_folder, Connectors.from_diffusers(dict(model.config), model.state_dict(), side="audio", beside=of_folder)),
+    )
+    for video_side, audio_side in pairs:
+        assert (audio_side.projection is video_side.projection) == (version == "2.0")  # 2.0 has one for both
+        text = GemmaTextEncoder.open(folder, version, video_side, torch.float32, audio_connectors=audio_side)
+        found = text.encode_both(CAPTIONS)
+        assert found[1].shape == (3, 1024, SIZES[version][0] * AUDIO_WIDTHS[version])
+        for features, published in zip(found, expected, strict=True):
+            assert float((features - published).abs().max()) < 1e-5
+        assert torch.equal(text.encode(CAPTIONS), found[0])
 
 
 @pytest.mark.parametrize("version", ["2.0", "2.3", "2.5"])

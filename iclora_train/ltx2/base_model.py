@@ -23,7 +23,7 @@ from iclora_train.core.safetensors_header import parse_object
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.load import load_transformer
 from iclora_train.ltx2.model.transformer import Transformer
-from iclora_train.ltx2.text.connectors import Connectors
+from iclora_train.ltx2.text.connectors import AUDIO, Connectors
 from iclora_train.ltx2.text.gemma import GemmaTextEncoder, text_fingerprint
 from iclora_train.ltx2.text.gemma_files import PACKED_CONFIG
 from iclora_train.ltx2.text.nano_encoder import NanoTextConfig, NanoTextEncoder
@@ -104,9 +104,14 @@ class BaseModel:
         return vae.requires_grad_(False)
 
     def text(
-        self, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"
+        self, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu", audio: bool = False
     ) -> NanoTextEncoder | GemmaTextEncoder:
-        """The frozen text encoder: Gemma with the connectors (in `dtype`), or the small one of nano (fp32)."""
+        """The frozen text encoder: Gemma with the connectors (in `dtype`), or the small one of nano (fp32).
+
+        audio: with the connectors of the audio stream (`GemmaTextEncoder.encode_both`).
+        """
+        if audio:
+            self.checkpoint.transformer(audio)  # raises ConfigError if the base is the video stream alone
         if "text" in self.checkpoint.components:
             return self._nano_text_encoder().to(device)
         path = self._text_path()
@@ -116,13 +121,16 @@ class BaseModel:
             )
         component = self.checkpoint.component("connectors")
         build = Connectors.from_diffusers if component.diffusers else Connectors.from_official
-        connectors = build(component.config, LazyTensors(component), dtype, device, component.where)
+        parts = component.config, LazyTensors(component), dtype, device, component.where
+        connectors = build(*parts)
+        of_audio = build(*parts, side=AUDIO, beside=connectors) if audio else None
         key = "gemma_source_checkpoint"
         try:
             source = parse_object(self.checkpoint.metadata.get(key, "{}"))
         except ValueError as error:
             raise ConfigError(f"{self.checkpoint.source}: {key} in its metadata is not JSON ({error})") from error
-        return GemmaTextEncoder.open(path, self.version, connectors, dtype, source.get("gemma_version"), device)
+        gemma_version = source.get("gemma_version")
+        return GemmaTextEncoder.open(path, self.version, connectors, dtype, gemma_version, device, of_audio)
 
     def _nano_text_encoder(self) -> NanoTextEncoder:
         component = self.checkpoint.component("text")

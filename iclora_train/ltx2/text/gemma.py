@@ -1,4 +1,4 @@
-"""Captions -> features for the video stream's cross-attention: tokenizer, Gemma's language model, connectors.
+"""Captions -> features for the text attention of the streams: tokenizer, Gemma's language model, connectors.
 
 As in ltx-core: the stripped caption without a chat template, `<bos>` before it, at most 1024 tokens, padded on the
 left. The connectors receive the states of all layers (49 of width 3840 in the 12B models, including the embedding and
@@ -29,9 +29,11 @@ log = logging.getLogger(__name__)
 class GemmaTextEncoder(nn.Module):
     """Gemma and the connectors, frozen, with the interface of `NanoTextEncoder`."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, connectors: Connectors) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, connectors: Connectors, audio_connectors: Connectors | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.connectors = model, connectors
+        self.model, self.connectors, self.audio_connectors = model, connectors, audio_connectors
         self.tokenizer = tokenizer
         self.bos, self.pad = tokenizer.token_to_id("<bos>"), tokenizer.token_to_id("<pad>")
 
@@ -44,9 +46,11 @@ class GemmaTextEncoder(nn.Module):
         dtype: torch.dtype = torch.bfloat16,
         gemma_version: str | None = None,
         device: torch.device | str = "cpu",
+        audio_connectors: Connectors | None = None,
     ) -> GemmaTextEncoder:
         """The text encoder of base `version` on `device`, from a folder or a packed file (`gemma_files`).
 
+        audio_connectors: those of the audio stream, for `encode_both`.
         gemma_version: as in the checkpoint's `gemma_source_checkpoint`. ConfigError for an encoder that does not fit.
         """
         from tokenizers import Tokenizer  # noqa: PLC0415 (only here, and slow with transformers)
@@ -59,7 +63,8 @@ class GemmaTextEncoder(nn.Module):
         if None in (tokenizer.token_to_id("<bos>"), tokenizer.token_to_id("<pad>")):
             raise ConfigError(f"the tokenizer of model.text_encoder={folder} has no <bos> or <pad>: it is not Gemma's")
         model = _language_model(files, connectors.inputs, dtype, device)
-        return cls(model, tokenizer, connectors.to(device, dtype)).requires_grad_(False).eval()
+        audio = None if audio_connectors is None else audio_connectors.to(device, dtype)
+        return cls(model, tokenizer, connectors.to(device, dtype), audio).requires_grad_(False).eval()
 
     def tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Token numbers and mask (B,TOKENS), padded on the left. A caption that is cut is logged."""
@@ -81,17 +86,29 @@ class GemmaTextEncoder(nn.Module):
     @torch.no_grad()
     def encode(self, captions: list[str]) -> Tensor:
         """Captions -> features (B,1024,D) fp32 on the encoder's device; every token has a meaning, so no mask."""
-        batches = [captions[i : i + BATCH] for i in range(0, len(captions), BATCH)]
-        return torch.cat([self._encode(batch) for batch in batches])
+        (features,) = self._encode(captions, [self.connectors])
+        return features
 
-    def _encode(self, captions: list[str]) -> Tensor:
+    @torch.no_grad()
+    def encode_both(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Captions -> features of the video stream (B,1024,D), as `encode`, and of the audio stream (B,1024,D')."""
+        assert self.audio_connectors is not None, "the text encoder was opened without connectors of the audio stream"
+        video, audio = self._encode(captions, [self.connectors, self.audio_connectors])
+        return video, audio
+
+    def _encode(self, captions: list[str], connectors: list[Connectors]) -> list[Tensor]:
+        """The features of each of the connectors."""
+        batches = [captions[i : i + BATCH] for i in range(0, len(captions), BATCH)]
+        features = [self._encode_batch(batch, connectors) for batch in batches]
+        return [torch.cat(parts) for parts in zip(*features, strict=True)]
+
+    def _encode_batch(self, captions: list[str], connectors: list[Connectors]) -> list[Tensor]:
         ids, mask = self.tokenize(captions)
         longest = int(mask.sum(dim=1).max())
         ids, mask = (t.to(self.connectors.projection.weight.device) for t in (ids, mask))
         out = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
         states = [state[:, -longest:] for state in out.hidden_states]  # L times (B,t,D), without common padding
-        features: Tensor = self.connectors(states, mask[:, -longest:])
-        return features.float()
+        return [connector(states, mask[:, -longest:]).float() for connector in connectors]
 
 
 def text_fingerprint(folder: Path) -> str:
