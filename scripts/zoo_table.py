@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,14 @@ import numpy as np
 from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, BASE_REFERENCE, CEILING, CLASSIC, INPUT
 from eval.judging.answer import answer
 from eval.judging.ranking import Example, first_examples
+from eval.report.exhibits import REFERENCE, REFERENCE_PREFIX
 from eval.report.media import FOLDER as MEDIA
+from eval.report.media import clip_name
 from eval.statistics.estimates import format_estimate
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.media.clip import read_clip
 
-CLIPS = ("reference", BASE_REFERENCE, ADAPTER_REFERENCE, "target")  # of a picture, from left to right
+CLIPS = (BASE_REFERENCE, ADAPTER_REFERENCE, "target")  # of a picture, from left to right, after the references
 CLIPS_PLAIN = (BASE, ADAPTER_ONLY, "target")  # of a task without references
 ROWS = {  # rows that an adapter with references is compared with, and their names on the page
     INPUT: "input",
@@ -86,8 +87,9 @@ def _section(task: str, scores: Mapping[str, Any], picture: Path | None) -> str:
     """The answer, a picture, and the gates of a task."""
     lines = [f"\n## {task}\n", f"{answer(scores)}\n"]
     if picture is not None:
-        reference = "reference, " if ADAPTER_REFERENCE in scores["windows"] else ""
-        shown = f"{reference}without the adapter, with it, target: middle frame, {_example(scores).title}"
+        references = ", ".join(_references(scores))
+        clips = f"{references and f'{references}, '}without the adapter, with it, target"
+        shown = f"{clips}: middle frame, {_example(scores).title}"
         lines.append(f"![{shown}](zoo/{picture.name})\n")
     lines += ["| gate | value | threshold | |", "|---|---|---|---|"]
     for verdict in _gate_verdicts(scores):
@@ -95,9 +97,27 @@ def _section(task: str, scores: Mapping[str, Any], picture: Path | None) -> str:
         lines.append(f"| {verdict['claim']} | {value} | {verdict['threshold']} | {verdict['outcome']} |")
     lines += [f"| {name} | not measured | | |" for name in scores["gates"]["not_measured"]]
     lines.append(f"\n{_levels(scores)}")
+    lines += _of_each_reference(scores)
     device, torch = scores["provenance"]["device"], scores["provenance"]["versions"].get("torch", "of unknown version")
     lines.append(f"{len(scores['clips'])} windows, {len(scores['seeds'])} seeds; {device}, torch {torch}.")
     return "\n".join(lines) + "\n"
+
+
+def _references(scores: Mapping[str, Any]) -> list[str]:
+    """The names of the clips of the references; none in a task without."""
+    if ADAPTER_REFERENCE not in scores["windows"]:
+        return []
+    return [REFERENCE, *(f"{REFERENCE_PREFIX}{name}" for name in [*scores.get("references", {})][1:])]
+
+
+def _of_each_reference(scores: Mapping[str, Any]) -> list[str]:
+    """Of several references, a line that says whether each is followed; none for a single one."""
+    claims = {verdict["name"]: verdict for verdict in scores["verdicts"]}
+    found = [(name, claims[f"follows {name}"]) for name in scores.get("references", {}) if f"follows {name}" in claims]
+    if not found:
+        return []
+    values = [f"{name} {format_estimate(v['value'])}{MARKS[v['outcome']]}" for name, v in found]
+    return [f"Share of the gain lost if one reference alone is swapped: {', '.join(values)}."]
 
 
 def _levels(scores: Mapping[str, Any]) -> str:
@@ -145,8 +165,8 @@ def _example(scores: Mapping[str, Any]) -> Example:
 def _picture(folder: Path, task: str, scores: Mapping[str, Any], file: Path) -> Path | None:
     """Write the middle frames of `_example` side by side; None if the report has no such clips."""
     number, frames = _example(scores).number, []
-    for name in CLIPS if ADAPTER_REFERENCE in scores["windows"] else CLIPS_PLAIN:
-        clips = sorted((file.parent / MEDIA).glob(f"{number:03d}-{re.sub('[^a-z+]', '-', name)}-*.mp4"))
+    for name in (*_references(scores), *CLIPS) if ADAPTER_REFERENCE in scores["windows"] else CLIPS_PLAIN:
+        clips = sorted((file.parent / MEDIA).glob(f"{clip_name(number, name)}-{'[0-9a-f]' * 8}.mp4"))
         if not clips:
             return None
         clip = list(read_clip(clips[0]))

@@ -21,10 +21,14 @@ from eval.clips.sampled import SampledClips
 from eval.clips.windows import HeldOut
 from eval.handout import write_handout
 from eval.judging.evidence import Evidence
+from eval.judging.ranking import first_examples
 from eval.judging.verdicts import Verdict, judge
 from eval.metrics import Suite
+from eval.report import wandb_log
+from eval.report.media import Media
 from eval.run import evaluate, open_source
 from eval.scores import judged
+from eval.scoring.measuring_time import MeasuringTime
 from eval.suites import metric_of_each_reference
 from iclora_train.config import Task, Thresholds
 from iclora_train.config.evaluation import Eval
@@ -32,12 +36,15 @@ from iclora_train.config.references import MoreReference
 from iclora_train.core.types import Pair
 from iclora_train.data.controls import controls_of, mixed_controls
 from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.media.clip import read_clip
 from iclora_train.media.picture import read_picture
 from iclora_train.media.shard_clip import encode_clip
 from iclora_train.signals.edges import CannyEdges
+from scripts.zoo_table import write_table
 from tests.command import run
 from tests.eval_world import World, build, compose_config, refused, scores, write_adapter
 from tests.test_eval import SCHEMA, violations
+from tests.test_extra_metrics import write_videomae
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,7 +77,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def evaluated(world: World) -> World:
-    evaluate(world.config())
+    weights = write_videomae(world.root / "videomae")
+    evaluate(world.config("eval.metrics=[fvd,warp_own]", f"eval.weights.fvd={weights}"))
     return world
 
 
@@ -185,11 +193,75 @@ def test_the_report_shows_all_references_and_the_probes_say_why_they_are_not_run
     result, page = scores(evaluated), (evaluated.results / "report.html").read_text()
     for text in ("reference still", "swapped still", "without first", "follows still"):
         assert text in page, text
-    assert 'data-column="reference still"' in page
+    players = page[page.index('<section class="window"') :]
+    of_row = re.findall('data-column="([^"]+)"', players[: players.index("</section>")])
+    assert of_row[:2] == ["reference first", "reference still"]
+    first_screen = page[: page.index('<section class="window"')]
+    titles = [re.findall("<figcaption><b>([^<]+)", row) for row in first_screen.split('class="example"')[1:]]
+    assert titles
+    for row in titles:
+        assert row == ["reference first", "reference still", "without adapter", "with adapter", "target"]
     assert result["simple"]["of"] == 0
     assert {entry["reason"] for entry in result["simple"]["not_run"]} == {
         "the task has several references, and a probe draws one"
     }
+
+
+def test_extra_metrics_and_sets_of_clips_have_rows_of_each_reference(evaluated: World) -> None:
+    result, config = scores(evaluated), evaluated.config()
+    of_one = [condition.name for condition in of_each_reference(config.task.reference_names)]
+    rows, paired = result["sets"]["rows"], result["sets"]["paired"]
+    names = list(rows)
+    assert names[names.index("swapped") + 1 :][:4] == of_one
+    assert len({round(rows[name]["fvd"]["mean"], 9) for name in of_one}) == 4
+    for name in of_one:
+        difference = rows["adapter+reference"]["fvd"]["mean"] - rows[name]["fvd"]["mean"]
+        assert paired[name]["fvd"]["mean"] == pytest.approx(difference)
+        assert result["cells"][name]["warp_own"]["n"] == result["paired"][name]["warp_own"]["n"] == 4
+    time = MeasuringTime(features=1.0)
+    assert time.of({"adapter+reference", *of_one}, 1, 1) - time.of({"adapter+reference"}, 1, 1) == 4
+    page = (evaluated.results / "report.html").read_text()
+    assert "adapter+reference - swapped still, paired" in page
+    logged = {(row, minus) for row, minus, *_ in wandb_log.set_rows(result)}
+    assert {*((name, None) for name in of_one), *(("adapter+reference", name) for name in of_one)} <= logged
+
+
+def test_w_and_b_shows_each_reference_and_each_swap(evaluated: World) -> None:
+    """The files that the report wrote stand in for those that a run of W&B gets."""
+    result, media = scores(evaluated), Media(evaluated.results, with_files=True)
+    media._files = {path.stem.rpartition("-")[0]: path for path in (evaluated.results / "media").glob("*.mp4")}
+    columns, rows = wandb_log.clip_columns(result), list(wandb_log.clip_rows(media, result))
+    shown = ["reference still", "swapped first", "swapped still", "without first", "without still"]
+    assert columns[-5:] == shown
+    assert len(rows) == 4
+    for number, row in enumerate(rows):
+        found = dict(zip(columns, row, strict=True))
+        names = {name: found[name].name for name in ("reference", *shown)}
+        assert {name: file[: -len("-12345678.mp4")] for name, file in names.items()} == {
+            name: f"{number:03d}-{name.replace(' ', '-')}" for name in names
+        }
+    examples = list(wandb_log.example_rows(media, result))
+    columns = wandb_log.example_columns(result)
+    assert columns[-1] == "reference still"
+    assert all(len(row) == len(columns) and "reference-still" in row[-1].name for row in examples)
+    assert wandb_log.clip_columns({**result, "references": {}})[-1] != "reference still"
+
+
+def test_a_picture_of_the_zoo_shows_all_references(evaluated: World, tmp_path: Path) -> None:
+    write_table(tmp_path / "results.md", {"two": evaluated.results / "scores.json"}, [])
+    text = (tmp_path / "results.md").read_text()
+    assert "![reference, reference still, without the adapter, with it, target: middle frame" in text
+    assert re.search(r"if one reference alone is swapped: first .*\(undecided\), still .*\(undecided\)\.", text)
+    picture = cv2.imread(str(tmp_path / "zoo" / "two.jpg"))
+    assert picture is not None
+    number = first_examples(scores(evaluated))[1].number
+    media = evaluated.results / "media"
+    still = next(media.glob(f"{number:03d}-reference-still-????????.mp4"))
+    frame = next(iter(read_clip(still)))
+    height, width = frame.shape[:2]
+    assert picture.shape == (height, 5 * width, 3)
+    shown = picture[:, width : 2 * width, ::-1].astype(int)
+    assert np.abs(shown - frame).mean() < 12  # losses of JPEG
 
 
 def test_other_references_than_the_tasks_are_refused(world: World, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from eval.clips.windows import Window
 from eval.judging.ranking import ranking
 from eval.metrics import Clip, GroundTruth
 from eval.scoring.scorer import Scorer
+from iclora_train.config.references import FIRST
 
 REFERENCE, TARGET = "reference", "target"
 REFERENCE_PREFIX = "reference "  # of a further one of several references; then its name
@@ -61,6 +62,12 @@ def exhibits(scorer: Scorer, control: Control) -> Iterator[Exhibit]:
                 pair = scorer.held_out.pair(item.window)
                 clips = _clips(scorer, control, batch, i)
                 yield Exhibit(item.window, pair.fps, pair.caption, Clips(clips))
+
+
+def reference_titles(clips: Iterable[str]) -> dict[str, str]:
+    """Clip -> title of each reference: `reference`, or of several `reference first`, `reference still`."""
+    further = [name for name in clips if name.startswith(REFERENCE_PREFIX)]
+    return {REFERENCE: f"{REFERENCE_PREFIX}{FIRST}" if further else REFERENCE, **{name: name for name in further}}
 
 
 def _clips(scorer: Scorer, control: Control, batch: Sequence[Item], i: int) -> dict[str, Callable[[], Clip]]:

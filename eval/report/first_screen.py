@@ -11,14 +11,13 @@ from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, BASE_RE
 from eval.judging.answer import answer
 from eval.judging.ranking import Example, Ranking, ranking
 from eval.report import tables
-from eval.report.exhibits import REFERENCE, TARGET, Exhibit
+from eval.report.exhibits import REFERENCE, TARGET, Exhibit, reference_titles
 from eval.report.media import Media
 from eval.report.players import figure, player, timing
 from eval.report.verdicts import CLASSES
 
 Scores = Mapping[str, Any]
-COLUMNS = {  # clip -> its title; clips of another program have no base
-    REFERENCE: "reference",
+COLUMNS = {  # clip -> its title, after the references; clips of another program have no base
     BASE_REFERENCE: "without adapter",
     ADAPTER_REFERENCE: "with adapter",
     TARGET: "target",
@@ -58,14 +57,15 @@ def _basis(scores: Scores) -> str:
 
 
 def row(media: Media, exhibit: Exhibit, scores: Scores, example: Example) -> str:
-    """A window: reference, without the adapter, with it, target."""
+    """A window: references, without the adapter, with it, target."""
     window, figures = exhibit.window, []
-    columns = COLUMNS if judged_row(scores["windows"]) == ADAPTER_REFERENCE else COLUMNS_PLAIN
+    has_reference = judged_row(scores["windows"]) == ADAPTER_REFERENCE
+    columns = {**reference_titles(exhibit.clips), **COLUMNS} if has_reference else COLUMNS_PLAIN
     for condition in (name for name in columns if name in exhibit.clips):
         clip, title = exhibit.clips[condition], columns[condition]
         poster = f' poster="{media.poster(clip[0])}"'
         screen = player(media.preview(exhibit, condition), f"{title}, {window.key}", clip.shape, poster)
-        figures.append(figure(screen, f"<b>{title}</b>{_value(scores, condition, window.number)}"))
+        figures.append(figure(screen, f"<b>{escape(title)}</b>{_value(scores, condition, window.number)}"))
     return (
         f'<div class="example" {timing(exhibit)}><h3>{example.title}{_gain(scores, window.number)} '
         f'<small><a href="#window-{window.number}">{escape(window.key)}</a>, place {example.rank} of {example.of} from '

@@ -22,7 +22,7 @@ from eval.clips.conditions import (
 from eval.judging.ranking import ranking
 from eval.report import tables
 from eval.report.charts import frame_line
-from eval.report.exhibits import CONTROL, CONTROL_TARGET, REFERENCE, REFERENCE_PREFIX, TARGET, Exhibit
+from eval.report.exhibits import CONTROL, CONTROL_TARGET, REFERENCE, TARGET, Exhibit, reference_titles
 from eval.report.media import Media
 
 Scores = Mapping[str, Any]
@@ -40,8 +40,7 @@ class Column:
 
 # Columns that start visible in a task without references
 SHOWN_PLAIN = (BASE, ADAPTER_ONLY, TARGET)
-COLUMNS = (
-    Column("reference", REFERENCE, INPUT),
+COLUMNS = (  # after those of the references
     Column("control in adapter + reference", CONTROL),
     Column("base + reference", BASE_REFERENCE, BASE_REFERENCE),
     Column("adapter + reference", ADAPTER_REFERENCE, ADAPTER_REFERENCE),
@@ -106,10 +105,11 @@ def row(media: Media, exhibit: Exhibit, scores: Scores) -> str:
 
 
 def _present(clips: Collection[str]) -> list[Column]:
-    """The columns of the clips that there are; last those of one of several references."""
-    references = [Column(escape(name), name) for name in clips if name.startswith(REFERENCE_PREFIX)]
+    """The columns of the clips that there are: references first, last the conditions of one of several references."""
+    titles = reference_titles(clips)
+    references = [Column(escape(titles[name]), name, INPUT if name == REFERENCE else None) for name in titles]
     conditions = [Column(escape(name), name, name, shown=False) for name in clips if is_of_one_reference(name)]
-    present = [column for column in (*COLUMNS, *references, *conditions) if column.clip in clips]
+    present = [column for column in (*references, *COLUMNS, *conditions) if column.clip in clips]
     if ADAPTER_REFERENCE in clips:
         return present
     return [replace(c, title=c.title.removesuffix(", no reference"), shown=c.clip in SHOWN_PLAIN) for c in present]

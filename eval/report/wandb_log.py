@@ -1,6 +1,7 @@
 """Log an evaluation to Weights & Biases. The first page is that of the report: the answer, the claims, three examples.
 
-Keys and columns are the same in every run and for every task, so that runs can be compared. As in training, `logger=`
+Keys and columns are the same in every run and for every task, so that runs can be compared; a task with several
+references has more columns. As in training, `logger=`
 selects wandb (online or offline, see `wandb_run.start_run`) or none.
 """
 
@@ -23,12 +24,13 @@ from eval.clips.conditions import (
     HALF_MASK,
     SWAPPED,
     at_strength,
+    is_of_one_reference,
     judged_row,
 )
 from eval.judging.answer import answer
 from eval.judging.ranking import first_examples, ranking
 from eval.report import wandb_summary
-from eval.report.exhibits import REFERENCE, TARGET
+from eval.report.exhibits import REFERENCE, REFERENCE_PREFIX, TARGET
 from eval.report.media import Media
 from iclora_train.config import Config
 from iclora_train.core import wandb_run
@@ -87,7 +89,7 @@ def _log(media: Media, scores: Scores, config: Config) -> None:
         {
             "report/answer": wandb_run.table(("task", "run", "answer"), [[scores["task"], name, answer(scores)]]),
             "report/claims": wandb_run.table(CLAIM, list(claim_rows(scores))),
-            "report/examples": wandb_run.table((*EXAMPLES, *PLAYERS), list(example_rows(media, scores))),
+            "report/examples": wandb_run.table(example_columns(scores), list(example_rows(media, scores))),
         }
     )
     run.log({"clips": wandb_run.table(clip_columns(scores), list(clip_rows(media, scores)))})
@@ -113,6 +115,11 @@ def claim_rows(scores: Scores) -> Iterator[list[Any]]:
         yield [verdict["claim"], verdict["outcome"], *value, *facts, *counts]
 
 
+def example_columns(scores: Scores) -> list[str]:
+    """Columns of the table of examples: those of every task, then further references."""
+    return [*EXAMPLES, *PLAYERS, *_further_references(scores)]
+
+
 def example_rows(media: Media, scores: Scores) -> Iterator[list[Any]]:
     """The rows of the report's first screen: the windows of worst, median and best gain, with small clips."""
     ranked = ranking(scores)
@@ -120,7 +127,8 @@ def example_rows(media: Media, scores: Scores) -> Iterator[list[Any]]:
         clip = scores["clips"][example.number]
         facts = [example.title, clip["key"], clip["source"], example.rank, example.of]
         clips = PLAYERS if judged_row(scores["windows"]) == ADAPTER_REFERENCE else {**PLAYERS, **PLAYERS_PLAIN}
-        players = [media.file(example.number, condition, preview=True) for condition in clips.values()]
+        shown = (*clips.values(), *_further_references(scores))
+        players = [media.file(example.number, condition, preview=True) for condition in shown]
         yield [*facts, ranked.metric, ranked.values[example.number], ranked.over, *players]
 
 
@@ -131,8 +139,7 @@ def clip_columns(scores: Scores) -> list[str]:
         "source",
         "partner",
         f"{scores['primary']} ({judged_row(scores['windows'])})",
-        *CONDITIONS,
-        *_strengths(scores),
+        *_players(scores),
     ]
 
 
@@ -140,8 +147,19 @@ def clip_rows(media: Media, scores: Scores) -> Iterator[list[Any]]:
     """A row per clip, in the order of scores.json; None for a clip that the report does not show."""
     values = scores["windows"][judged_row(scores["windows"])][scores["primary"]]
     for number, (clip, value) in enumerate(zip(scores["clips"], values, strict=True)):
-        players = [media.file(number, condition) for condition in (*CONDITIONS, *_strengths(scores))]
+        players = [media.file(number, condition) for condition in _players(scores)]
         yield [clip["key"], clip["source"], clip["partner"], value, *players]
+
+
+def _players(scores: Scores) -> list[str]:
+    """The clips of the table of clips: those of every task, strengths, then those of several references."""
+    of_one = [name for name in scores["windows"] if is_of_one_reference(name)]
+    return [*CONDITIONS, *_strengths(scores), *_further_references(scores), *of_one]
+
+
+def _further_references(scores: Scores) -> list[str]:
+    """The clips of the references after the first."""
+    return [f"{REFERENCE_PREFIX}{name}" for name in [*scores.get("references", {})][1:]]
 
 
 def _strengths(scores: Scores) -> list[str]:

@@ -5,7 +5,7 @@ Features are computed while clips are sampled, and compared at the end (`eval.st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -22,6 +22,7 @@ from eval.clips.conditions import (
     EMPTY_PROMPT,
     INPUT,
     SWAPPED,
+    is_of_one_reference,
     judged_row,
 )
 from eval.metrics import Clip
@@ -39,7 +40,7 @@ from eval.statistics.estimates import Values
 from iclora_train.core.progress import progress_bar
 
 ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED, EMPTY_PROMPT, INPUT, CLASSIC, CEILING)
-COMPARED = (INPUT, BASE_REFERENCE)  # with adapter+reference, on the same redrawn recordings
+COMPARED = (INPUT, BASE_REFERENCE)  # with adapter+reference
 COMPARED_PLAIN = (BASE,)  # with the adapter, in a task without references
 TARGETS = "target"
 ENOUGH = 2048  # clips of each set from which FVD is usually reported
@@ -58,7 +59,7 @@ class ClipSets:
         self, pool: Executor, row: str, windows: Sequence[int], clip_of: Callable[[int], Clip]
     ) -> list[Future[Any]]:
         """Start to compute the features of the clips clip_of(0), clip_of(1), ... of a row. windows: of each clip."""
-        if self.features is None or row not in (*ROWS, TARGETS):
+        if self.features is None or not (row == TARGETS or has_features(row)):
             return []
         embed = self.features.embed
 
@@ -83,7 +84,7 @@ class ClipSets:
         if self.features is None:
             return None
         count = int(self.recordings.max()) + 1
-        rows = [row for row in ROWS if row in self.pending]
+        rows = self._rows()
         clips, values = {row: len(self.pending[row]) for row in rows}, {}
         total = len(rows) * len(METRICS) * (1 + (DRAWS if count >= MIN_RECORDINGS else 0))
         with progress_bar("comparing sets of clips", total, console=console) as bar:
@@ -92,7 +93,7 @@ class ClipSets:
         with_adapter = values[judged_row(values)]
         differences = {
             other: {metric: with_adapter[metric] - values[other][metric] for metric in METRICS}
-            for other in (COMPARED if ADAPTER_REFERENCE in values else COMPARED_PLAIN)
+            for other in _compared_with(values)
             if other in values
         }
         return {
@@ -104,6 +105,12 @@ class ClipSets:
             "paired": {other: _estimates(row, count, clips[other]) for other, row in differences.items()},
         }
 
+    def _rows(self) -> list[str]:
+        """The rows with features in the order of ROWS; those of one of several references follow `swapped`."""
+        of_one = [row for row in self.pending if is_of_one_reference(row)]
+        ordered = [row for name in ROWS for row in (name, *(of_one if name == SWAPPED else ()))]
+        return [row for row in ordered if row in self.pending]
+
     def _distances(self, row: str) -> dict[str, Distance]:
         """METRICS of the outputs of a row and the targets."""
         (outputs, of_output), (targets, of_target) = self._features(row), self._features(TARGETS)
@@ -114,6 +121,17 @@ class ClipSets:
         """Features (n,D) of the clips of a row, and the number of the recording of each."""
         windows = [number for number, _ in self.pending[row]]
         return np.stack([future.result() for _, future in self.pending[row]]), self.recordings[windows]
+
+
+def has_features(row: str) -> bool:
+    """Whether the clips of a row or condition are compared as a set."""
+    return row in ROWS or is_of_one_reference(row)
+
+
+def _compared_with(rows: Collection[str]) -> list[str]:
+    """The rows that the judged row is compared with, on the same redrawn recordings."""
+    of_one = [row for row in rows if is_of_one_reference(row)]
+    return [*COMPARED, *of_one] if ADAPTER_REFERENCE in rows else list(COMPARED_PLAIN)
 
 
 def _estimates(values: Mapping[str, Values], recordings: int, clips: int) -> dict[str, SetEstimate]:

@@ -13,7 +13,7 @@ from eval.clips.clip_source import ClipSource
 from eval.clips.conditions import SWAPPED
 from eval.metrics import GroundTruth, Suite
 from eval.metrics.extra import ClipFeatures
-from eval.scoring.clip_sets import ROWS, TARGETS
+from eval.scoring.clip_sets import TARGETS, has_features
 from eval.scoring.ground_truth import GroundTruths
 from eval.scoring.scorer import MODEL_FREE, thread_pool
 from iclora_train.config.extra_metrics import NEEDS
@@ -37,7 +37,7 @@ class MeasuringTime:
         """Seconds for all clips of an evaluation and for the rows without a model."""
         swapped = SWAPPED in conditions  # is measured against the clip of its reference, too
         measured = seeds * (len(conditions) + swapped) + len(MODEL_FREE)
-        described = seeds * len({*conditions} & {*ROWS}) + len({*MODEL_FREE} & {*ROWS}) + len((TARGETS,))
+        described = seeds * sum(map(has_features, conditions)) + sum(map(has_features, MODEL_FREE)) + len((TARGETS,))
         return windows * (measured * self.clip + described * self.features)
 
     def wall(self, sampling: float, measuring: float, processes: int) -> float:
