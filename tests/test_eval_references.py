@@ -20,6 +20,7 @@ from eval.clips.resized import ResizedHeldOut
 from eval.clips.sampled import SampledClips
 from eval.clips.windows import HeldOut
 from eval.handout import write_handout
+from eval.judging.answer import answer
 from eval.judging.evidence import Evidence
 from eval.judging.ranking import first_examples
 from eval.judging.verdicts import Verdict, judge
@@ -205,6 +206,21 @@ def test_the_report_shows_all_references_and_the_probes_say_why_they_are_not_run
     assert {entry["reason"] for entry in result["simple"]["not_run"]} == {
         "the task has several references, and a probe draws one"
     }
+
+
+def test_the_answer_says_which_references_are_used(evaluated: World) -> None:
+    result = scores(evaluated)
+    assert "; whether it uses the references first or still is not decided; " in answer(result)
+    for outcomes, text in (
+        (("holds", "holds"), "; it uses the references first and still; "),
+        (("holds", "fails"), "; it uses the reference first; it does not use the reference still; "),
+        (("fails", "fails"), "; it does not use the references first or still; "),
+    ):
+        changed = dict(zip(("follows first", "follows still"), outcomes, strict=True))
+        verdicts = [{**v, "outcome": changed.get(v["name"], v["outcome"])} for v in result["verdicts"]]
+        assert text in answer({**result, "verdicts": verdicts})
+    page = (evaluated.results / "report.html").read_text()
+    assert "synthetic probes: not run</a>" in page
 
 
 def test_extra_metrics_and_sets_of_clips_have_rows_of_each_reference(evaluated: World) -> None:

@@ -125,7 +125,7 @@ def answer(scores: Scores) -> str:
     if unmeasured:
         start = "" if gates else f"{subject} was not judged: "
         clauses.append(f"{start}it was not compared with {_listed(unmeasured, 'or')}")
-    return SEPARATOR.join([*clauses, *_where_worse(scores), *_bad_symptoms(scores)]) + "."
+    return SEPARATOR.join([*clauses, *_of_references(scores), *_where_worse(scores), *_bad_symptoms(scores)]) + "."
 
 
 def _subject(scores: Scores) -> str:
@@ -204,6 +204,28 @@ def _value(gate: Verdict, words: Phrase, with_count: bool) -> str:
     differs = low is not None and high is not None and (high < words.even if words.even else low > words.even)
     required = f", required {gate['threshold']}" if differs and gate["outcome"] != "holds" else ""
     return f" ({text}{required})"
+
+
+def _of_references(scores: Scores) -> list[str]:
+    """`it uses the reference first`, `it does not use the reference still`: of several references, by their claims."""
+    outcomes = {verdict["name"]: verdict["outcome"] for verdict in scores["verdicts"]}
+    by_outcome: dict[str, list[str]] = {"holds": [], "fails": [], "inconclusive": []}
+    for name in scores.get("references", {}):
+        if (outcome := outcomes.get(f"follows {name}")) is not None:
+            by_outcome[outcome].append(name)
+    sentences = {
+        "holds": "it uses {}",
+        "fails": "it does not use {}",
+        "inconclusive": "whether it uses {} is not decided",
+    }
+    clauses = []
+    for outcome, names in by_outcome.items():
+        if names:
+            which = (
+                f"the reference{'s' if len(names) > 1 else ''} {_listed(names, 'and' if outcome == 'holds' else 'or')}"
+            )
+            clauses.append(sentences[outcome].format(which))
+    return clauses
 
 
 def _where_worse(scores: Scores) -> list[str]:

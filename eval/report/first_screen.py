@@ -52,8 +52,10 @@ def _basis(scores: Scores) -> str:
         f"{len(scores['clips'])} held-out windows of {len(recordings)} recordings, {seeds} each; "
         f"base {scores['base']['name']} {scores['base']['version']}; {scores['adapter']['path']}"
     )
-    link = f'; <a href="#probes">synthetic probes: {probes["passed"]} of {probes["of"]} pass</a>' if probes else ""
-    return text + link
+    if not probes:
+        return text
+    passed = f"{probes['passed']} of {probes['of']} pass" if probes["of"] else "not run"
+    return f'{text}; <a href="#probes">synthetic probes: {passed}</a>'
 
 
 def row(media: Media, exhibit: Exhibit, scores: Scores, example: Example) -> str:
