@@ -116,8 +116,8 @@ def text_bytes(base: BaseModel) -> int:
 class _CachedOrZeros(TextFeatures):
     """Cached text features; zeros for captions that are not encoded yet. For measurements of the VAE only."""
 
-    def _read(self, caption: str) -> Tensor:
-        return super()._read(caption) if self._is_cached(caption) else torch.zeros(1, 1)
+    def _load(self, path: Path) -> Tensor:
+        return super()._load(path) if self._is_whole(path) else torch.zeros(1, 1)
 
 
 def time_vae(pairs: list[MeasuredPair], base: BaseModel, data: Data) -> float:
