@@ -20,13 +20,17 @@ from transformers.audio_utils import mel_filter_bank
 
 from iclora_train.config import ConfigError
 from iclora_train.core.types import AudioGeometry, Sound
+from iclora_train.ltx2.audio.audio_vae import AudioVAE
 from iclora_train.ltx2.audio.codec import AudioCodec, audio_geometry, has_audio
+from iclora_train.ltx2.audio.layout import vae_arguments, vae_key, vocoder_arguments, vocoder_key
 from iclora_train.ltx2.audio.mel import MelFrontEnd, mel_filters
 from iclora_train.ltx2.audio.tokens import times_before, to_latent, to_tokens, token_times
+from iclora_train.ltx2.audio.vocoder import Vocoder
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.weights.model_files import Checkpoint
 from scripts.synthetic import audio, published
-from scripts.synthetic.configs import VERSIONS
+from scripts.synthetic.configs import SIZES, VERSIONS
+from scripts.synthetic.folders import SyntheticCheckpoint
 from scripts.synthetic_checkpoint import write_checkpoint
 
 LTX = AudioGeometry(channels=8, bins=16, sample_rate=16000, hop=160)
@@ -90,6 +94,29 @@ def test_an_official_file_gives_the_latents_mels_and_waveforms_of_diffusers(
     assert waveform.shape == (2, 2, 33 * codec.output_rate // 100)
     assert waveform.std() > 0.01
     assert (waveform - vocoder(decoded)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_names_and_shapes_are_those_of_diffusers(version: str, size: str) -> None:
+    """Of the published sizes too, on the meta device; and our arguments are those of diffusers' conversion script."""
+    checkpoint = SyntheticCheckpoint(version, size)
+    arguments, window = vae_arguments(checkpoint.config)
+    voice = vocoder_arguments(checkpoint.config, arguments["mel_bins"])
+    published_voice = audio.vocoder_arguments(checkpoint.config["vocoder"], checkpoint.mel_bins)
+    with torch.device("meta"):
+        models = AudioVAE(arguments, window).model, Vocoder(voice).model
+    published_vae = audio.vae_arguments(checkpoint.config["audio_vae"])
+    assert {key: models[0].config[key] for key in published_vae} == published_vae | {"ch_mult": (1, 2, 4)}
+    assert {key for key, value in published_voice.items() if voice.get(key, value) != value} <= {"final_act_fn"}
+    for model, specs, table in (
+        (models[0], checkpoint.audio_vae, audio.AUDIO_VAE),
+        (models[1], checkpoint.vocoder, audio.VOCODER),
+    ):
+        stored = {published.renamed(spec.name, table): spec.shape for spec in specs}
+        assert stored == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        rename = vae_key if table is audio.AUDIO_VAE else vocoder_key
+        assert stored.keys() == {rename(spec.name) for spec in specs}
 
 
 @pytest.mark.parametrize(("version", "rate"), [("2.0", 24000), ("2.3", 48000), ("2.5", 48000)])

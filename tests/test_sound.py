@@ -12,10 +12,11 @@ import pytest
 from iclora_train.core.types import Sound
 from iclora_train.media import sound_decoder
 from iclora_train.media.clip import probe, read_clip
+from iclora_train.media.kept_sound import kept_or_read
 from iclora_train.media.section import Section
 from iclora_train.media.shard_clip import decode_clip, encode_clip
 from iclora_train.media.sound import encode_wav, probe_sound, read_sound, resample, section_start
-from iclora_train.media.sound_track import KeptSound, kept_or_read
+from iclora_train.media.sound_track import KeptSound
 from tests.clips import moving
 
 FPS, FRAMES = 25, 25
@@ -236,7 +237,12 @@ def packets(path: Path) -> list[bytes]:
 
 @pytest.mark.parametrize(
     ("name", "codec", "layout", "rate"),
-    [("a.mp4", "aac", "stereo", 44100), ("a.mkv", "aac", "mono", 16000), ("a.mkv", "flac", "5.1", 48000)],
+    [
+        ("a.mp4", "aac", "stereo", 44100),
+        ("a.mp4", "libmp3lame", "stereo", 48000),
+        ("a.mkv", "aac", "mono", 16000),
+        ("a.mkv", "flac", "5.1", 48000),
+    ],
 )
 def test_the_sound_of_a_whole_clip_is_kept_unchanged(
     tmp_path: Path, name: str, codec: str, layout: str, rate: int
@@ -268,6 +274,16 @@ def test_a_part_of_a_clip_and_codecs_that_no_mp4_has_are_encoded_again(tmp_path:
     assert isinstance(kept_or_read(file, Fraction(0), Fraction(1, 2)), Sound)
     raw = write(tmp_path / "a.mov", [(0.0, noise(48000))])
     assert isinstance(kept_or_read(raw, Fraction(0), Fraction(1)), Sound)
+
+
+def test_sound_that_would_move_is_encoded_again_at_its_time(tmp_path: Path) -> None:
+    """Matroska rounds the delay of Opus to milliseconds: its packets would play half a millisecond early in an mp4."""
+    sound = tone(1, 48000)
+    file = write(tmp_path / "a.mkv", [(0.0, sound.samples)], codec="libopus")
+    again = kept_or_read(file, Fraction(0), Fraction(1))
+    assert isinstance(again, Sound)
+    errors = [np.abs(np.roll(again.samples, lag, axis=1) - sound.samples)[:, 6000:-6000].mean() for lag in (-24, 0, 24)]
+    assert int(np.argmin(errors)) == 1
 
 
 def test_the_sound_of_a_section_begins_with_its_first_frame(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Video files and pictures: open, time, convert and write them."""
+"""Video files, sound and pictures: open, time, convert and write them."""

@@ -41,7 +41,7 @@ def probe_sound(path: Path) -> SoundTrack | None:
         if stream is None:
             return None
         context = stream.codec_context
-        return SoundTrack(context.name, context.sample_rate, context.layout.nb_channels)
+        return SoundTrack(context.codec.canonical_name, context.sample_rate, context.layout.nb_channels)
 
 
 def section_start(path: Path, section: Section | None) -> Fraction:

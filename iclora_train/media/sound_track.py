@@ -13,13 +13,11 @@ from av.codec.context import Flags
 
 from iclora_train.core.types import Sound
 from iclora_train.media.container import open_video
-from iclora_train.media.sound import read_sound, resample
+from iclora_train.media.sound import resample
 from iclora_train.media.sound_decoder import begin_of, require_sound
 
 BIT_RATE = 192_000  # bits per second of AAC
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
-MP4_CODECS = ("aac", "mp3", "ac3", "eac3", "opus", "flac", "alac")  # that players find in an mp4
-LATE = Fraction(1, 20)  # seconds by which the sound that is kept may end after the video
 
 
 @dataclass(frozen=True)
@@ -27,21 +25,6 @@ class KeptSound:
     """The sound of a file whose packets are written unchanged: nothing is decoded and encoded again."""
 
     path: Path
-
-
-def kept_or_read(path: Path, start: Fraction, seconds: Fraction) -> Sound | KeptSound:
-    """The sound of a file for a video of `seconds` that shows it from `start` on (as in `read_sound`).
-
-    Its own packets, if the video shows the whole clip and players find the codec in an mp4; otherwise samples, which
-    are encoded again. ValueError as in `read_sound`."""
-    with open_video(path) as container:
-        stream = require_sound(container, path)
-        fits = start == 0 and stream.codec_context.name in MP4_CODECS
-        if fits and stream.time_base is not None:
-            ends = [p.pts + (p.duration or 0) for p in container.demux(stream) if p.size and p.pts is not None]
-            if ends and max(ends) * stream.time_base - begin_of(path) <= seconds + LATE:
-                return KeptSound(path)
-    return read_sound(path, start, seconds)
 
 
 def add_sound(container: av.container.OutputContainer, sound: Sound | KeptSound) -> list[tuple[Fraction, av.Packet]]:
