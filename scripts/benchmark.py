@@ -42,7 +42,7 @@ from iclora_train.core.types import Tokens
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.kernels import attention_backends
 from iclora_train.ltx2.kernels.flash_attention import FlashBackend
-from iclora_train.ltx2.model import transformer
+from iclora_train.ltx2.model import block, transformer
 from scripts.benchmark_ranks import compare
 from scripts.benchmark_step import SHAPES, Variant, batch_of, measure, module_of
 from scripts.lightricks_step import LightricksBase
@@ -72,6 +72,7 @@ def baseline() -> Iterator[None]:
     with (
         patch.object(transformer.Transformer, "forward", forward_with_rows_per_token),
         patch.object(transformer, "pick", lambda rows, level: rows),  # (B,N,D), already one row per token
+        patch.object(block, "pick", lambda rows, level: rows),
         patch.object(attention_backends, "BACKENDS", torch_backends),
     ):
         yield
