@@ -278,12 +278,14 @@ def loss_of(video: Tensor, heard: Tensor) -> Tensor:
     return video.square().mean() + 2 * heard.square().mean()
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_equal_those_of_the_published_model(official: Path, checkpointing: bool) -> None:
+@pytest.mark.parametrize("saving", ["all", "checkpointing", "compiled"])
+def test_gradients_equal_those_of_the_published_model(official: Path, saving: str) -> None:
     """The gradient of a weight W = W0 + B A is G; that of B is G A^T and that of A is B^T G."""
     reference = diffusers_model(official)
     net = with_adapter(BaseModel.open(str(official)).transformer(audio=True)).train()
-    runner_of(net).activation_checkpointing = checkpointing
+    runner_of(net).activation_checkpointing = saving == "checkpointing"
+    if saving == "compiled":
+        compile_blocks(net, 0.5, backend="eager")
     (tokens, text), audio = inputs_of(Case(), net), sound_of(net)
     loss_of(*net(tokens, text, audio=audio)).backward()
     factors = {name: tuple(f.weight for f in (layer.lora_A["default"], layer.lora_B["default"]))

@@ -80,8 +80,12 @@ class BlockRunner:
     def run_joint(
         self, net: Transformer, x: Tensor, sound: Tensor, inputs: JointInputs, perturbed: Perturbed
     ) -> tuple[Tensor, Tensor]:
-        """A `run_joint_blocks`: both streams, with weight offload and activation checkpointing only."""
-        recompute = self.activation_checkpointing and net.training and torch.is_grad_enabled()
+        """A `run_joint_blocks`: both streams, with weight offload and activation checkpointing only.
+
+        Where an activation budget is set, which only compiled blocks keep to, every block is checkpointed.
+        """
+        checkpointing = self.activation_checkpointing or self.activation_budget is not None
+        recompute = checkpointing and net.training and torch.is_grad_enabled()
         for i, block in enumerate(net.transformer_blocks):
             assert isinstance(block, AudioVideoBlock)
             args = (x, sound, inputs, perturbed.in_block(i))
