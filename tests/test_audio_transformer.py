@@ -78,7 +78,7 @@ def gates_of_ltx_core(model: LTX2VideoTransformer3DModel, tokens: Tokens, sound:
 def diffusers_velocities(
     model: LTX2VideoTransformer3DModel, tokens: Tokens, text: Tensor, audio: AudioInput, stg: list[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """diffusers' velocities of both streams at the positions of the tokens, with its own gates."""
+    """diffusers' velocities of both streams at the positions of the tokens."""
     sound = audio.tokens
     video, heard = model(
         hidden_states=tokens.latent,
@@ -94,6 +94,7 @@ def diffusers_velocities(
         video_keyframes_mask=tokens.keyframe[..., None].float(),
         isolate_modalities=audio.isolated,
         spatio_temporal_guidance_blocks=stg,
+        use_cross_timestep=audio.cross_level == "comfyui",
         return_dict=False,
     )
     return video, heard
@@ -131,6 +132,18 @@ def test_both_streams_equal_the_published_model(official: Path, case: Case) -> N
     assert min(difference(isolated, found)) > 1e-2
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+@torch.no_grad()
+def test_both_streams_equal_the_published_model_as_its_pipelines_call_it(official: Path, case: Case) -> None:
+    net, reference = BaseModel.open(str(official)).transformer(audio=True), diffusers_model(official)
+    (tokens, text), audio = inputs_of(case, net), replace(sound_of(net), cross_level="comfyui")
+    found = net(tokens, text, audio=audio)
+    assert_equal(found, diffusers_velocities(reference, tokens, text, audio))
+    assert min(difference(found, net(tokens, text, audio=replace(audio, cross_level="ltx")))) > 1e-3
+    with pytest.raises(ValueError, match="cross_level='own' is not one of ltx, comfyui"):
+        replace(audio, cross_level="own")
+
+
 @torch.no_grad()
 def test_without_clean_tokens_and_at_one_noise_level_the_published_gates_are_the_same(official: Path) -> None:
     net, reference = BaseModel.open(str(official)).transformer(audio=True), diffusers_model(official)
@@ -139,7 +152,9 @@ def test_without_clean_tokens_and_at_one_noise_level_the_published_gates_are_the
     assert min(difference(found, diffusers_velocities(reference, tokens, text, audio))) > 1e-3
     level = torch.full((2, 2), 0.6)
     tokens, audio = replace(tokens, sigma=level), replace(audio, tokens=replace(audio.tokens, sigma=level))
-    assert_equal(net(tokens, text, audio=audio), diffusers_velocities(reference, tokens, text, audio))
+    for cross_level in ("ltx", "comfyui"):
+        audio = replace(audio, cross_level=cross_level)
+        assert_equal(net(tokens, text, audio=audio), diffusers_velocities(reference, tokens, text, audio))
 
 
 @torch.no_grad()

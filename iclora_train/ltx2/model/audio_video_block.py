@@ -1,8 +1,9 @@
 """A block of both streams: each as in `block`, and between text attention and feed-forward each attends to the other.
 
-The attention between the streams has the audio stream's width and heads, and RoPE on the time axis alone. Its scale and
-shift follow the noise level of the token, its gate the noise level of the *other* stream's target (ltx-core). All
-tokens take part in it, references too, and attention weights do not act on it.
+The attention between the streams has the audio stream's width and heads, and RoPE on the time axis alone. Its gate
+follows the noise level of the *other* stream's target, its scale and shift that of the token (ltx-core) or of the other
+stream's target too (`AudioInput.cross_level`). All tokens take part in it, references too, and attention weights do not
+act on it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ AUDIO = "audio_"  # before the names of the audio stream's layers
 class CrossInputs(NamedTuple):
     """Inputs of one stream for the attention between the streams."""
 
-    modulation: Tensor  # (B,K,4,D), scale and shift for audio -> video, then for video -> audio
+    modulation: Tensor  # (B,K,4,D) or (B,1,4,D), scale and shift for audio -> video, then for video -> audio
     gate: Tensor  # (B,1,1,D), of what this stream receives
     rope: Tensor  # (2,B,N,heads,head_dim/2), of the times alone
 

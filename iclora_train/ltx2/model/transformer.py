@@ -39,6 +39,8 @@ class AudioInput:
     text: (B,T,audio_text_width), the caption's features of the audio connector. They are not those of the video stream.
     perturbed: indices of the blocks in which every audio token attends only to itself (STG).
     isolated: without the attention between the streams, in all blocks (modality guidance of ltx-pipelines).
+    cross_level: whose noise level scales and shifts the norms of that attention. "ltx": the token's own (ltx-core).
+    "comfyui": the other stream's, row 0 of its `sigma` (ComfyUI, diffusers). They differ for clean tokens.
     num_outputs: the velocity of the first audio tokens only.
     """
 
@@ -46,7 +48,12 @@ class AudioInput:
     text: Tensor
     perturbed: tuple[int, ...] = ()
     isolated: bool = False
+    cross_level: str = "ltx"
     num_outputs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.cross_level not in ("ltx", "comfyui"):
+            raise ValueError(f"cross_level={self.cross_level!r} is not one of ltx, comfyui")
 
 
 class Perturbed(NamedTuple):
@@ -241,28 +248,31 @@ class Transformer(nn.Module):
             sound.position, width, heads, theta, sizes.positional_embedding_max_pos, x.dtype
         )
         sound_inputs, time_embedding = ends.block_inputs(sound, audio.text, scale, rope)
-        joint = JointInputs(inputs, sound_inputs, *self._cross_inputs(tokens, sound, sizes, x.dtype))
+        joint = JointInputs(inputs, sound_inputs, *self._cross_inputs(tokens, audio, sizes, x.dtype))
         x, y = self.run_joint_blocks(self, x, y, joint, Perturbed(perturbed, audio.perturbed, audio.isolated))
         count = audio.num_outputs
         return x, ends.velocity(y[:, :count], sound.level[:, :count], time_embedding, self.config.norm_eps)
 
     def _cross_inputs(
-        self, tokens: Tokens, sound: AudioTokens, sizes: AudioConfig, dtype: torch.dtype
+        self, tokens: Tokens, audio: AudioInput, sizes: AudioConfig, dtype: torch.dtype
     ) -> tuple[CrossInputs, CrossInputs]:
         """The inputs of each stream for the attention between the streams (ltx-core, `transformer_args.py`)."""
-        config, gate_scale = self.config, sizes.av_ca_timestep_scale_multiplier
+        config, sound, gate_scale = self.config, audio.tokens, sizes.av_ca_timestep_scale_multiplier
+        of_video, of_audio = tokens.sigma[:, :1].float(), sound.sigma[:, :1].float()  # noise levels of the targets
+        own = audio.cross_level == "ltx"
+        levels, audio_levels = (tokens.sigma.float(), sound.sigma.float()) if own else (of_audio, of_video)
         longest = (max(config.positional_embedding_max_pos[0], sizes.positional_embedding_max_pos[0]),)
         table = (sizes.width, sizes.num_attention_heads, config.positional_embedding_theta, longest, dtype)
         scale = config.timestep_scale_multiplier
         return (
             CrossInputs(
-                self.av_ca_video_scale_shift_adaln_single(tokens.sigma.float() * scale)[0],
-                self.av_ca_a2v_gate_adaln_single(sound.sigma[:, :1].float() * gate_scale)[0],
+                self.av_ca_video_scale_shift_adaln_single(levels * scale)[0],
+                self.av_ca_a2v_gate_adaln_single(of_audio * gate_scale)[0],
                 self.video_time_rope_cache.get(tokens.position, *table, axes=1),
             ),
             CrossInputs(
-                self.av_ca_audio_scale_shift_adaln_single(sound.sigma.float() * scale)[0],
-                self.av_ca_v2a_gate_adaln_single(tokens.sigma[:, :1].float() * gate_scale)[0],
+                self.av_ca_audio_scale_shift_adaln_single(audio_levels * scale)[0],
+                self.av_ca_v2a_gate_adaln_single(of_video * gate_scale)[0],
                 self.audio_time_rope_cache.get(sound.position, *table, axes=1),
             ),
         )
