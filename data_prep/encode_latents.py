@@ -16,6 +16,7 @@ from iclora_train.core.copy_stream import CopyStream
 from iclora_train.core.device import default_device
 from iclora_train.core.types import LatentPair, Pair, VideoShape
 from iclora_train.data.shard_sample import Members, pack_latents
+from iclora_train.diffusion.kept_latents import mask_to_levels
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.text_features import TextFeatures
 from iclora_train.media.pixels import from_uint8
@@ -102,7 +103,15 @@ class LatentEncoder:
             if done is not None:
                 done.synchronize()
         return [
-            LatentPair(pair.key, target, tuple(references), self._text(pair.caption), pair.fps, pair.caption)
+            LatentPair(
+                pair.key,
+                target,
+                tuple(references),
+                self._text(pair.caption),
+                pair.fps,
+                pair.caption,
+                mask=None if pair.mask is None else _levels(pair.mask, target),
+            )
             for pair, target, *references in zip(pairs, *latents, strict=True)
         ]
 
@@ -135,6 +144,12 @@ class LatentEncoder:
     def _text(self, caption: str) -> Tensor:
         with self._text_lock:
             return self.texts.read(caption)
+
+
+def _levels(mask: np.ndarray, target: Tensor) -> Tensor:
+    """The levels (f,h,w) of a mask (F,H,W) on the grid of the target's latents (C,f,h,w)."""
+    _, f, h, w = target.shape
+    return mask_to_levels(torch.from_numpy(mask), (f, h, w))[0]
 
 
 def _members(item: ClipPair, latent: LatentPair) -> Members:

@@ -15,6 +15,7 @@ from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import Clip
 from data_prep.clips.crop import Crop
 from data_prep.clips.windows import MAKER_USES, Window, window_seed
+from data_prep.given_masks import make_mask, mask_maker
 from data_prep.makers import Maker, SourceWindow, build_maker
 from data_prep.makers.given import Given
 from data_prep.stopwatch import Stopwatch
@@ -186,6 +187,7 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Sto
     sources = [ReferenceSource.of(clip, task, number) for number in range(len(task.reference_names))]
     streams = [source.frames(windows) for source in sources]
     decoded = [None if stream is None else watch.each("decode", stream) for stream in streams]
+    region = mask_maker(task)
     targets = watch.each("decode", read_windows(clip.path, windows, clip.section))
     for window, frames in zip(windows, targets, strict=True):
         target, references, reference_records = None, [], []
@@ -200,7 +202,12 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Sto
             reference_records.append({"maker": source.task.maker, **values})
         record = _record(clip, window, task.maker, reference_records, task.reference_names)
         target = crop_window(frames, window) if target is None else target
-        yield Pair(window.key, target, tuple(references), caption_of(clip, config), window.fps, record)
+        mask = None
+        if region is not None:
+            with watch.part("maker"):
+                crop = Crop.of_window(window, frames[0].shape[:2])
+                mask, record["mask"] = make_mask(region, target, crop, window, clip, task, config.data)
+        yield Pair(window.key, target, tuple(references), caption_of(clip, config), window.fps, record, mask)
 
 
 def _record(

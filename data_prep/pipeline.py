@@ -25,6 +25,7 @@ from data_prep.clips.webdataset import with_local_clips
 from data_prep.clips.windows import Window, heldout_windows, train_windows
 from data_prep.engines.local import create_engine
 from data_prep.forecast import show_forecast
+from data_prep.given_masks import mask_maker
 from data_prep.lost_windows import LostWindowsError
 from data_prep.reference_makers import makers_of_references
 from data_prep.select_clips import select_clips
@@ -63,6 +64,7 @@ def prepare(config: Config) -> Path:
     base = open_base(config.model)
     check_fit(config, base.geometry)
     makers_of_references(config.task)
+    mask_maker(config.task)
     config = with_local_clips(config)
     clips = add_missing_captions(clips_of(config), config)
     # a finished set needs no cache, and nothing is left in it

@@ -11,9 +11,11 @@ from data_prep.clips.clip_list import Clip
 from data_prep.clips.columns import MORE_REFERENCES
 from data_prep.clips.probed_clip import ProbedClip
 from data_prep.clips.scene_cuts import SceneAnalysis
+from data_prep.given_masks import mask_maker
 from data_prep.makers import Maker
 from data_prep.reference_makers import makers_of_references
 from iclora_train.config import Config
+from iclora_train.config.conditions import MASK_COLUMNS
 from iclora_train.core.console import printable
 from iclora_train.core.progress import progress_bar
 from iclora_train.media.clip import ClipInfo
@@ -67,6 +69,10 @@ def probe_clip(
     for number, (name, maker) in enumerate(makers):
         supplied = number == 0 and clip.reference is not None
         _check_maker(clip, name, maker, supplied)
+    mask = mask_maker(config.task)
+    for column in () if mask is None else mask.needs:
+        if column not in clip.files:
+            raise ValueError(f"its row has no `{column}`, which task.conditions (mask) needs")
     return probed
 
 
@@ -77,8 +83,9 @@ def _check_files(clip: Clip, info: ClipInfo, known: ClipCache) -> None:
     for column, path in clip.files.items():
         if not os.path.exists(path):
             raise ValueError(f"its {column} {path} does not exist")
-    if "mask" in clip.files:
-        _check_mask(known.probe(clip.files["mask"]), info)
+    for column in MASK_COLUMNS:
+        if column in clip.files:
+            _check_mask(known.probe(clip.files[column]), info)
     for column in MORE_REFERENCES:
         if column in clip.files:
             _check_reference(known.probe(clip.files[column]), info, column)

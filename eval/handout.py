@@ -28,6 +28,7 @@ from iclora_train.config.hydra_app import run_with_config
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.progress import progress_bar
 from iclora_train.core.types import Geometry
+from iclora_train.data.controls import reference_records
 from iclora_train.ltx2.base_model import open_base
 from iclora_train.media.shard_clip import encode_clip
 
@@ -85,8 +86,10 @@ def _entry(folder: Path, held_out: HeldOut, window: Window, config: Config, geom
     region = region_to_make(config.task, pair, geometry)  # (F,H,W)
     if region is not None:
         clips["mask"] = np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=-1)
+    places = [part.get("place") for part in reference_records(pair.record)]
     return {
         "key": window.key,
+        **({"places": places} if any(place is not None for place in places) else {}),
         "caption": pair.caption,
         "fps": pair.fps,
         "files": {name: _write(folder, f"{window.key}.{name}", clip, pair.fps) for name, clip in clips.items()},

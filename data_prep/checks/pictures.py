@@ -8,10 +8,12 @@ import cv2
 import numpy as np
 
 from iclora_train.core.types import Pair
+from iclora_train.data.reference_kinds import MASK_COLOUR
 from iclora_train.media.frame_times import simultaneous_frames
 
 TILES, MAX_HEIGHT, MAX_WIDTH = 6, 96, 192  # frames per row, and their limits in pixels
 QUALITY = 80  # of the JPEG
+TINT = np.array(MASK_COLOUR, np.uint8) // 2  # of the part that is made anew
 
 
 def frame_strip(frames: Sequence[np.ndarray], count: int = TILES) -> np.ndarray:
@@ -29,12 +31,18 @@ def _tile(frame: np.ndarray, clip_size: tuple[int, int]) -> np.ndarray:
 
 
 def pair_picture(pair: Pair) -> bytes:
-    """JPEG of the references, if any, above the target. Small or slow ones are shown at the target's size and times."""
+    """JPEG of the references, if any, above the target. Small or slow ones are shown at the target's size and times.
+
+    A part of the target that is made anew (`Pair.mask`) is tinted in a row of its own.
+    """
     rows = []
     numbers = sorted({round(i) for i in np.linspace(0, len(pair.target) - 1, TILES)})
     for clip in (*pair.references, pair.target):
         indices = simultaneous_frames(len(pair.target), len(clip))[numbers]
         rows.append(np.hstack([_tile(clip[i], pair.target.shape[1:3]) for i in indices]))
+    if pair.mask is not None:
+        tinted = [np.where(pair.mask[i][..., None], pair.target[i] // 2 + TINT, pair.target[i]) for i in numbers]
+        rows.append(np.hstack([_tile(frame, pair.target.shape[1:3]) for frame in tinted]))
     return encode_jpeg(np.vstack(rows))
 
 

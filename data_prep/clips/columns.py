@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 from iclora_train.config import require
+from iclora_train.config.conditions import MASK_COLUMNS
 
 MORE_REFERENCES = ("reference_2", "reference_3", "reference_4")  # supplied references after the first
 # columns with paths of files that makers read
-FILE_COLUMNS = ("mask", "depth", "tracks", "pose", "flow", "sheet", *MORE_REFERENCES)
+FILE_COLUMNS = (*MASK_COLUMNS, "depth", "tracks", "pose", "flow", "sheet", *MORE_REFERENCES)
 # Column -> the names under which it is read; the first that a list has. media_path, reference_video, ref_media_path and
 # video_mask are Lightricks' names, video_path, image_path and control_path musubi-tuner's, file_name and text Hugging
 # Face's, path and text Open-Sora's, prompt DiffSynth-Studio's, start_timestamp InternVid's, timestamp Panda-70M's.

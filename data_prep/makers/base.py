@@ -76,6 +76,14 @@ class Maker(ABC):
         """uint8 RGB (F,H,W,3) -> reference uint8 (F,H,W,3), and the random parameters for the record."""
 
 
+class RegionMaker(Maker):
+    """A maker that marks a part of the clip, which the adapter learns to make anew."""
+
+    @abstractmethod
+    def region(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+        """The part: (F,H,W) bool of frames (F,H,W,3), and its random parameters. The same that the maker paints."""
+
+
 MAKERS: dict[str, Callable[..., Maker]] = {}
 C = TypeVar("C", bound=Callable[..., Maker])
 

@@ -16,6 +16,8 @@ from iclora_train.config import Task
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.types import LatentPair, Pair
 from iclora_train.data.clip_hashes import KnownClip
+from iclora_train.data.shard_sample import WHITE
+from iclora_train.diffusion.kept_latents import mask_to_levels
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 from iclora_train.media.pixels import from_uint8
 
@@ -50,7 +52,10 @@ class ResizedHeldOut(HeldOut):
             resized_clip(reference, self._reference_size(number, height // reference.shape[1]))
             for number, reference in enumerate(pair.references)
         )
-        return replace(pair, target=resized_clip(pair.target, self._size), references=references)
+        mask = None
+        if pair.mask is not None:
+            mask = resized_clip(pair.mask.astype(np.uint8) * 255, self._size) > WHITE
+        return replace(pair, target=resized_clip(pair.target, self._size), references=references, mask=mask)
 
     def _reference_size(self, number: int, downscale: int) -> Size:
         frames, height, width = self._size
@@ -62,7 +67,10 @@ class ResizedHeldOut(HeldOut):
         if window.key not in self._encoded:
             original, pair = self._original.latents(window), self.pair(window)
             references = tuple(self._encode(reference) for reference in pair.references)
-            self._encoded[window.key] = replace(original, target=self._encode(pair.target), references=references)
+            target = self._encode(pair.target)
+            size = (target.shape[1], target.shape[2], target.shape[3])
+            mask = None if pair.mask is None else mask_to_levels(torch.from_numpy(pair.mask), size)[0]
+            self._encoded[window.key] = replace(original, target=target, references=references, mask=mask)
         return self._encoded[window.key]
 
     @torch.no_grad()

@@ -199,7 +199,8 @@ class SampledClips(ClipSource):
         """The given parts of the targets; None if the task gives none."""
         if not self.clean_cells.usual_settings():
             return None
-        return kept_of_target(torch.stack([pair.target for pair in pairs]).to(self.device), self.clean_cells)
+        batch = collate(list(pairs))
+        return kept_of_target(batch.target.to(self.device), self.clean_cells, batch.mask)
 
     @contextmanager
     def _adapter_of(self, condition: Condition) -> Iterator[None]:

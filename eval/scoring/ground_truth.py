@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
+import torch
 
 from eval.clips.windows import HeldOut
 from eval.metrics import Clip, GroundTruth, edited_region
@@ -15,6 +16,7 @@ from iclora_train.config import Task
 from iclora_train.core.types import Geometry, Pair
 from iclora_train.data.controls import controls_of
 from iclora_train.diffusion.clean_cells import CleanCells
+from iclora_train.diffusion.kept_latents import mask_to_levels
 from iclora_train.media.frame_times import simultaneous_frames
 
 MIN_CACHED = 8  # windows whose ground truth always stays in memory: the windows of a batch and their partners
@@ -67,14 +69,19 @@ def region_to_make(task: Task, pair: Pair, geometry: Geometry) -> Mask | None:
     hidden = None
     if pair.references:
         hidden = edited_region(controls_of(task, pair.record)[0].task(task), pair.target, pair.references[0])
-    new = new_pixels(task, pair.target.shape[:3], geometry)
+    new = new_pixels(task, pair.target.shape[:3], geometry, pair.mask)
     return hidden if new is None else new if hidden is None else hidden & new
 
 
-def new_pixels(task: Task, shape: tuple[int, ...], geometry: Geometry) -> Mask | None:
-    """The pixels (F,H,W) that the usual conditions of a task do not give; None if the task has none of them."""
+def new_pixels(task: Task, shape: tuple[int, ...], geometry: Geometry, mask: Mask | None = None) -> Mask | None:
+    """The pixels (F,H,W) that the usual conditions of a task do not give; None if the task has none of them.
+
+    mask: of the pair.
+    """
     frames, height, width = shape
-    cells = CleanCells(task.conditions, geometry.temporal).usual(1, geometry.latent_size(frames, height, width))
+    size = geometry.latent_size(frames, height, width)
+    levels = None if mask is None else mask_to_levels(torch.from_numpy(mask), size)
+    cells = CleanCells(task.conditions, geometry.temporal).usual(1, size, levels)
     if cells is None:
         return None
     new = ~cells[0].numpy()

@@ -39,6 +39,9 @@ def in_words(condition: Condition) -> str:
     if condition.kind == "first_frame":
         return f"the first frame{share}"
     if condition.kind == "mask":
+        if condition.source is not None:
+            cells = {"any": "any pixel", "half": "half of the pixels", "all": "all pixels"}[str(condition.mode)]
+            return f"all but the part that a mask shows (cells with {cells} in it){share}"
         low, high = condition.cover_bounds
         shapes = " or ".join(condition.shapes or [])
         return f"all but a part of {low:.0%} to {high:.0%} of the picture: {shapes}{share}"

@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from iclora_train.adapters.comfyui_references import LARGEST_OWN_FACTOR, with_own_factor
+from iclora_train.adapters.conditions import conditions_of
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.metadata import TEMPORAL, clip_size
 from iclora_train.adapters.references import LATENT_FRAME, ReferenceLayout
+from iclora_train.config.conditions import data_mask
 from iclora_train.config.places import frame_in_words
 
 EXAMPLE_SIZE = (960, 544, 121)  # width, height, frames in the examples of a card without a size
@@ -98,14 +100,25 @@ def comfyui_limit(adapter: Adapter) -> str | None:
 
 
 def loader_limits(adapter: Adapter) -> Iterator[str]:
-    """A line for each published program that cannot use the references as they were trained with its own means."""
-    if not adapter.references:
-        return
+    """A line for each published program that cannot use the references, or the given parts that come from the data, as
+    they were trained with its own means."""
     limits = (("ltx-pipelines", ltx_pipelines_limit), ("ComfyUI", comfyui_limit), ("diffusers", diffusers_limit))
-    for program, limit in limits:
+    for program, limit in limits if adapter.references else ():
         reason = limit(adapter)
         if reason is not None:
             yield f"{program} cannot use this adapter as it is: {reason}"
+    mask = data_mask(conditions_of(adapter.metadata))
+    if mask is not None and mask.usual:
+        for program, reason in mask_limits(str(mask.mode)):
+            yield f"{program} cannot give the mask of this adapter as it was trained: {reason}"
+
+
+def mask_limits(mode: str) -> Iterator[tuple[str, str]]:
+    """The published programs that cannot give a mask with frames of its own, and why. mode: of the mask's cells."""
+    for program in ("ltx-pipelines", "diffusers"):
+        yield program, "it has no option for clean tokens by mask; use `python -m iclora_train.generate`"
+    cells = "" if mode == "any" else f", and of a cell any white pixel counts, not mode {mode}"
+    yield "ComfyUI", f"the workflow takes one picture for all frames{cells}"
 
 
 def latent_index(frame: int) -> int:

@@ -39,7 +39,7 @@ class Task:
         check_frame(
             "task.reference_frame", self.reference_frame, "task.reference_temporal_scale", self.reference_temporal_scale
         )
-        check_conditions(self.conditions)
+        check_conditions(self.conditions, self.maker, self.maker_args)
         check_references(self.more_references, self.maker)
         keys = ("reference_downscale", "reference_temporal_scale", "reference_frame", "maker_args")
         check_task(self.maker, self.family, {key: getattr(self, key) for key in keys})

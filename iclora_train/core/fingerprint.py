@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from iclora_train.config import Config
+from iclora_train.config.conditions import NEW_KEYS, data_mask
 from iclora_train.config.places import is_drawn
 from iclora_train.config.references import comparable_references
 
@@ -45,11 +46,15 @@ NEW_LORA_KEYS = ("rank_pattern", "alpha_pattern", "lr_pattern", "rslora")
 
 def content_settings(config: Config) -> dict[str, Any]:
     """The sections `task` and `data` without the keys of NOT_CONTENT; with a temporal factor, also REFERENCE_FRAMES;
-    with a reference at a frame that is drawn for each clip, also `reference_frame`."""
+    with a reference at a frame that is drawn for each clip, also `reference_frame`; with a mask from the data, also
+    `data_mask`."""
     sections = {"task": asdict(config.task), "data": asdict(config.data)}
     for section, keys in NOT_CONTENT.items():
         for key in keys:
             del sections[section][key]
+    mask = data_mask(config.task.conditions)
+    if mask is not None:
+        sections["task"]["data_mask"] = mask.content()
     if is_drawn(config.task.reference_frame):  # the pixels depend on the frame that is drawn
         sections["task"]["reference_frame"] = config.task.reference_frame
     more = comparable_references(sections["task"].pop("more_references"))
@@ -90,7 +95,10 @@ def comparable_data(config: Config, section: dict[str, Any]) -> dict[str, Any]:
 
 
 def comparable_task(section: dict[str, Any]) -> dict[str, Any]:
-    """The section `task` without unset NEW_TASK_KEYS, so that runs of version 0.1 can be resumed."""
+    """The section `task` without unset NEW_TASK_KEYS, so that runs of version 0.1 can be resumed, and its conditions
+    without unset NEW_KEYS."""
+    conditions = [without_unset(entry, NEW_KEYS) for entry in section["conditions"]]
+    section = {**section, "conditions": conditions}
     return {key: value for key, value in section.items() if key not in NEW_TASK_KEYS or value not in (None, [])}
 
 

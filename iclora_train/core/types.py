@@ -105,7 +105,10 @@ class Sound:
 
 @dataclass(frozen=True)
 class Pair:
-    """One training example in pixels: uint8 RGB clips (F,H,W,3). References may be smaller by a declared factor."""
+    """One training example in pixels: uint8 RGB clips (F,H,W,3). References may be smaller by a declared factor.
+
+    mask: (F,H,W) bool, the part of the target that is made anew (`task.conditions`); None if the task stores none.
+    """
 
     key: str
     target: np.ndarray
@@ -113,13 +116,15 @@ class Pair:
     caption: str
     fps: float
     record: dict[str, object] = field(default_factory=dict)  # how the reference was made, JSON-able
+    mask: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class LatentPair:
     """One encoded training example: target (C,f,h,w), references (C,f',h',w') each, text (T,D); all float.
 
-    places: of each reference, the target frame that was drawn for it; None where none was.
+    places: of each reference, the target frame that was drawn for it; None where none was. mask: (f,h,w) levels of the
+    part of the target that is made anew (`diffusion.kept_latents.mask_to_levels`); None if the pair has none.
     """
 
     key: str
@@ -129,6 +134,7 @@ class LatentPair:
     fps: float
     caption: str = ""
     places: tuple[int | None, ...] = ()
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)

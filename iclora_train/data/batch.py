@@ -23,6 +23,7 @@ class Batch:
     keys        B names of clips
     captions    B captions
     places      for each reference (B,) target frames that were drawn for it, on the host; None if none were
+    mask        (B,f,h,w) levels of the part of the target that is made anew, on the host; None if a clip has no mask
     """
 
     target: Tensor
@@ -32,6 +33,7 @@ class Batch:
     keys: list[str]
     captions: list[str] = field(default_factory=list)
     places: list[Tensor | None] = field(default_factory=list)
+    mask: Tensor | None = None
 
     @property
     def latents(self) -> list[Tensor]:
@@ -64,7 +66,9 @@ class Batch:
         part = slice(number, number + 1)
         clip = self.map_tensors(lambda tensor: tensor[part])
         places = [None if frames is None else frames[part] for frames in self.places]
-        return replace(clip, fps=self.fps[part], keys=self.keys[part], captions=self.captions[part], places=places)
+        mask = None if self.mask is None else self.mask[part]
+        clip = replace(clip, fps=self.fps[part], keys=self.keys[part], captions=self.captions[part])
+        return replace(clip, places=places, mask=mask)
 
     def place(self, number: int) -> Tensor | None:
         """The target frames (B,) that were drawn for reference `number`; None if none were."""
@@ -78,6 +82,7 @@ def collate(pairs: list[LatentPair]) -> Batch:
     again, and no thread still uses them when the worker ends.
     """
     references = zip(*(pair.references for pair in pairs), strict=True)
+    masks = [pair.mask for pair in pairs if pair.mask is not None]
     return Batch(
         target=default_collate([pair.target for pair in pairs]),
         references=[default_collate(list(clips)) for clips in references],
@@ -85,6 +90,7 @@ def collate(pairs: list[LatentPair]) -> Batch:
         fps=default_collate([torch.tensor(pair.fps) for pair in pairs]),
         keys=[pair.key for pair in pairs],
         captions=[pair.caption for pair in pairs],
+        mask=default_collate(masks) if len(masks) == len(pairs) else None,
         places=[_places([pair.places[i] for pair in pairs]) for i in range(min(len(pair.places) for pair in pairs))],
     )
 

@@ -85,8 +85,7 @@ class Mixture(ShardSet):
     def require_settings(self, config: Config) -> None:
         """ConfigError unless every source fits these settings, and the sources fit one another.
 
-        Sources with `clips` were made with exactly these settings. Sources with `root` may differ in all but
-        SHARED_KEYS.
+        Sources with `clips` were made with exactly these settings; those with `root` may differ in all but SHARED_KEYS.
         """
         expected = content_settings(config)["task"]
         for part in self.parts:
@@ -100,6 +99,8 @@ class Mixture(ShardSet):
                     f"data.sources: {part.root} was made with task.{key}={task.get(key)}, and this run has "
                     f"{expected.get(key)}: set task.{key}={task.get(key)}, or prepare it again with this run's value",
                 )
+            has_masks = "data_mask" in task or "data_mask" not in expected
+            require(has_masks, f"data.sources: {part.root} has no masks for task.conditions: prepare it again")
             with_reference = task.get("maker") != NO_REFERENCE
             require(
                 with_reference == config.task.has_reference,

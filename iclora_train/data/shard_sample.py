@@ -1,7 +1,8 @@
 """One clip in a shard: pack it into the members of a WebDataset sample, and unpack them.
 
-The streams of a clip are `target`, `reference0`, `reference1`, ..., and of a latent clip also `text`. `reference_names`
-ignores streams with other names, so that more can be stored.
+The streams of a clip are `target`, `reference0`, `reference1`, ..., and of a latent clip also `text`. A clip whose task
+stores a mask (`task.conditions`) has a stream `mask` too: white pixels, or levels of latent cells. Streams with other
+names are ignored, so that more can be stored.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ Members = dict[str, Any]  # a WebDataset sample: "__key__", and bytes by extensi
 PREVIEW = "preview.mp4"  # extension of a preview, after the name of its stream
 MAX_TEXT_BYTES = 2**28  # of the features of one caption; LTX-2's have 8 MiB
 _MAX_TEXT_HEADER = 2**16
+WHITE = 127  # pixels of a mask above it are white
 
 T = TypeVar("T")
 
@@ -67,6 +69,8 @@ class ClipRecord:
 def pack_pair(pair: Pair, source: str, keep: str = "lossless") -> Members:
     """Pack a pair. keep: `lossless` videos, small ones for a `preview`, or `none`."""
     streams = {"target": pair.target, **{f"reference{i}": clip for i, clip in enumerate(pair.references)}}
+    if pair.mask is not None:
+        streams["mask"] = np.repeat(pair.mask[..., None].astype(np.uint8) * 255, 3, axis=-1)
     if keep == "lossless":
         media = {f"{name}.mp4": encode_clip(clip, pair.fps) for name, clip in streams.items()}
     else:
@@ -82,6 +86,8 @@ def pack_latents(pair: LatentPair, shape: VideoShape, source: str, record: dict[
     """Pack a latent pair in fp16; `shape` is the target's in pixels. ValueError if a value does not fit fp16."""
     streams = {"target": pair.target, "text": pair.text}
     streams |= {f"reference{i}": latent for i, latent in enumerate(pair.references)}
+    if pair.mask is not None:
+        streams["mask"] = pair.mask  # small whole numbers, which fp16 holds exactly
     halves = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in streams.items()}
     for name, half in halves.items():
         if not half.isfinite().all():
@@ -109,7 +115,10 @@ def pair_of(key: str, record: ClipRecord, members: Mapping[str, memoryview]) -> 
     """The pair in the members of a sample. ValueError when a video is missing or damaged."""
     videos = {name.removesuffix(".mp4"): data for name, data in members.items()}
     target, *references = (decode_clip(bytes(data)) for data in _streams(videos, "target"))
-    return Pair(key, target, tuple(references), record.caption, record.fps, record.record)
+    mask = decode_clip(bytes(videos["mask"]))[..., 0] > WHITE if "mask" in videos else None
+    if mask is not None and mask.shape != target.shape[:3]:
+        raise ValueError(f"its mask has the size {mask.shape}, its target {target.shape[:3]}")
+    return Pair(key, target, tuple(references), record.caption, record.fps, record.record, mask)
 
 
 def previews_of(members: Mapping[str, memoryview]) -> dict[str, np.ndarray]:
@@ -129,8 +138,11 @@ def latents_of(
     target, text, *references = (latent.to(dtype) for latent in _streams(latents, "target", "text"))
     if text.ndim != 2 or any(latent.ndim != 4 for latent in (target, *references)):
         raise ValueError("its tensors have other dimensions than (C,f,h,w), and (T,D) for text")
-    places = _places(record, len(references))
-    return LatentPair(key, target, tuple(references), text, record.fps, record.caption, places)
+    places, mask = _places(record, len(references)), latents.get("mask")
+    if mask is not None and (mask.shape != target.shape[1:] or not torch.isin(mask, torch.arange(4.0)).all()):
+        raise ValueError(f"its mask has the size {tuple(mask.shape)} or other values than 0, 1, 2 and 3")
+    mask = None if mask is None else mask.to(torch.uint8)
+    return LatentPair(key, target, tuple(references), text, record.fps, record.caption, places, mask)
 
 
 def _places(record: ClipRecord, count: int) -> tuple[int | None, ...]:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from iclora_train.config import ConfigError
 from iclora_train.config.conditions import Condition
-from iclora_train.diffusion.kept_latents import KeptLatents
+from iclora_train.diffusion.kept_latents import KeptLatents, levels_to_cells
 
 RANDOM_NUMBERS = 6  # of a clip and an entry, drawn whether the entry is used or not
 _MIDDLE = 0.5
@@ -30,8 +31,12 @@ class CleanCells:
     conditions: Sequence[Condition]
     temporal: int
 
-    def draw(self, batch: int, size: tuple[int, int, int], generator: Generator) -> Tensor | None:
+    def draw(
+        self, batch: int, size: tuple[int, int, int], generator: Generator, masks: Tensor | None = None
+    ) -> Tensor | None:
         """Random clean cells (B,f,h,w) bool of clips of latent size (f,h,w); None if the task has no conditions.
+
+        masks: levels (B,f,h,w) of the clips' own masks (`mask_to_levels`).
 
         The numbers drawn do not depend on which conditions a clip gets. A clip that would be clean everywhere, such as
         a picture with a prefix, gets no condition.
@@ -40,32 +45,41 @@ class CleanCells:
             return None
         numbers = torch.rand(batch, len(self.conditions), RANDOM_NUMBERS, generator=generator).tolist()
         clips = []
-        for of_clip in numbers:
+        for number, of_clip in enumerate(numbers):
             drawn = zip(self.conditions, of_clip, strict=True)
             used = [(condition, rest) for condition, (chance, *rest) in drawn if chance < condition.p]
-            clips.append(self._cells(used, size))
+            clips.append(self._cells(used, size, None if masks is None else masks[number]))
         return torch.stack(clips)
 
-    def usual(self, batch: int, size: tuple[int, int, int]) -> Tensor | None:
+    def usual(self, batch: int, size: tuple[int, int, int], masks: Tensor | None = None) -> Tensor | None:
         """The clean cells (B,f,h,w) of validation and eval; None if no cell is clean.
 
         Conditions with p >= 0.5, in the middle of their bounds: a part of the picture is in its middle, and of the
-        first of the entry's shapes.
+        first of the entry's shapes. Of a mask from the data, each clip has its own: masks as in `draw`.
         """
         middle = [_MIDDLE] * (RANDOM_NUMBERS - 1)
         middle[0] = 0.0  # the first shape
-        cells = self._cells([(condition, middle) for condition in self.conditions if condition.usual], size)
-        return cells.expand(batch, *size) if cells.any() else None
+        used = [(condition, middle) for condition in self.conditions if condition.usual]
+        own = [None] * batch if masks is None else list(masks)
+        cells = torch.stack([self._cells(used, size, mask) for mask in own])
+        return cells if cells.any() else None
 
     def usual_settings(self) -> list[dict[str, Any]]:
         """The settings of the conditions that `usual` uses."""
         return [condition.as_dict() for condition in self.conditions if condition.usual]
 
-    def _cells(self, used: Sequence[tuple[Condition, Sequence[float]]], size: tuple[int, int, int]) -> Tensor:
-        """The cells (f,h,w) that one of the conditions keeps clean; numbers in [0, 1) choose among their bounds."""
+    def _cells(
+        self, used: Sequence[tuple[Condition, Sequence[float]]], size: tuple[int, int, int], mask: Tensor | None
+    ) -> Tensor:
+        """The cells (f,h,w) that one of the conditions keeps clean; numbers in [0, 1) choose among their bounds.
+
+        mask: levels (f,h,w) of the clip's own mask. ConfigError if a condition needs it and the clip has none.
+        """
         clean = torch.zeros(size, dtype=torch.bool)
         for condition, numbers in used:
-            if condition.kind == "mask":
+            if condition.source is not None:
+                clean |= ~levels_to_cells(_own_mask(condition, mask), str(condition.mode))
+            elif condition.kind == "mask":
                 clean |= ~_part(condition, numbers, size[1:])
             elif condition.kind == "suffix":
                 count = _latent_frames(condition, self.temporal, numbers[1])
@@ -76,10 +90,22 @@ class CleanCells:
         return clean & ~clean.all()
 
 
-def kept_of_target(target: Tensor, clean_cells: CleanCells) -> KeptLatents | None:
-    """The usual clean parts of targets (B,C,f,h,w), for `sampler.sample`; None if no cell is clean."""
+def _own_mask(condition: Condition, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        raise ConfigError(
+            f"task.conditions (mask): source={condition.source}, and the pairs of data.root have no mask: prepare them "
+            "with this setting"
+        )
+    return mask
+
+
+def kept_of_target(target: Tensor, clean_cells: CleanCells, masks: Tensor | None = None) -> KeptLatents | None:
+    """The usual clean parts of targets (B,C,f,h,w), for `sampler.sample`; None if no cell is clean.
+
+    masks: levels (B,f,h,w) of the clips' own masks.
+    """
     batch, _, f, h, w = target.shape
-    mask = clean_cells.usual(batch, (f, h, w))
+    mask = clean_cells.usual(batch, (f, h, w), masks)
     return None if mask is None else KeptLatents(target, mask.to(target.device))
 
 

@@ -60,5 +60,24 @@ def mask_to_cells(mask: Tensor, size: tuple[int, int, int], mode: str) -> Tensor
     `half` of them, or `all` belong to the mask. Frames are grouped as by the causal VAE (`mask_to_grid`).
     """
     one_of("mode", mode, tuple(CELL_MODES))
-    share, threshold = mask_to_grid((mask >= 0.5).float(), size), CELL_MODES[mode]
+    return _covered(mask_to_grid((mask >= 0.5).float(), size), mode)
+
+
+def mask_to_levels(mask: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """By how many of CELL_MODES a mask covers each cell: uint8 (B,f,h,w); mask and size as in `mask_to_cells`.
+
+    0: no pixel of the cell, 1: any, 2: half, 3: all. `levels_to_cells` gives the cells of each mode without the pixels.
+    """
+    share = mask_to_grid((mask >= 0.5).float(), size)
+    return torch.stack([_covered(share, mode) for mode in CELL_MODES]).sum(0).to(torch.uint8)
+
+
+def levels_to_cells(levels: Tensor, mode: str) -> Tensor:
+    """The cells (bool) that a mask of these levels covers: `mask_to_cells` of the mask itself."""
+    return levels > list(CELL_MODES).index(mode)
+
+
+def _covered(share: Tensor, mode: str) -> Tensor:
+    """The cells that are covered, from the share of their pixels that belong to the mask."""
+    threshold = CELL_MODES[mode]
     return share > 0 if threshold == 0 else share >= threshold - 1e-6

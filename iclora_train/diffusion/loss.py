@@ -59,7 +59,7 @@ def loss_at(
     no_clip = torch.zeros(len(noise), dtype=torch.bool)  # draws lie on the host, where reading them does not wait
     sigmas = torch.full((len(noise),), sigma)
     f, h, w = batch.target.shape[2:]
-    clean = CleanCells(task.conditions, geometry.temporal).usual(len(noise), (f, h, w))
+    clean = CleanCells(task.conditions, geometry.temporal).usual(len(noise), (f, h, w), batch.mask)
     draws = RandomDraws(sigmas, noise, clean_first_frame=no_clip, use_references=~no_clip, clean=clean)
     return training_losses(transformer, batch, draws, task, geometry).flow
 

@@ -82,8 +82,12 @@ def draw_random(
     generator: Generator,
     clean_cells: CleanCells | None = None,
     more_references: Sequence[MoreReference] = (),
+    masks: Tensor | None = None,
 ) -> RandomDraws:
-    """Draw the random values for a target (B,C,f,h,w) on the CPU, so that they are the same on every device."""
+    """Draw the random values for a target (B,C,f,h,w) on the CPU, so that they are the same on every device.
+
+    masks: levels (B,f,h,w) of the clips' own masks, for `clean_cells`.
+    """
     batch, _, f, h, w = target.shape
     sigma = sample_sigma(batch, f * h * w, flow, generator)
     noise = torch.randn(target.shape, generator=generator)
@@ -95,7 +99,7 @@ def draw_random(
     locality_region = draw_region(batch, flow.locality_p, generator) if flow.locality else None
     dropped = torch.rand(batch, generator=generator) < flow.caption_dropout_p if flow.caption_dropout_p else None
     drop_caption = dropped if dropped is not None and dropped.any() else None
-    clean = None if clean_cells is None else clean_cells.draw(batch, (f, h, w), generator)
+    clean = None if clean_cells is None else clean_cells.draw(batch, (f, h, w), generator, masks)
     of_references = (use_references, strength, region, locality_region)
     use_more = draw_more(batch, [reference.p for reference in more_references], generator)
     draws = RandomDraws(sigma, noise, clean_first_frame, *of_references, drop_caption, clean, use_more)

@@ -25,6 +25,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from iclora_train.config import Config, ConfigError, require
+from iclora_train.config.conditions import NEW_KEYS
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.fingerprint import comparable_data, comparable_model, differences, digest, plain
 from iclora_train.core.ranks import world_size
@@ -208,6 +209,8 @@ def _with_new_settings(begun: dict[str, Any], settings: dict[str, Any]) -> dict[
         if isinstance(section, dict) and isinstance(begun.get(name), dict):
             new = (section.keys() - begun[name].keys()) & defaults[name].keys()
             merged[name] = begun[name] | {key: defaults[name][key] for key in new}
+    if isinstance(conditions := merged.get("task", {}).get("conditions"), list):
+        merged["task"]["conditions"] = [dict.fromkeys(NEW_KEYS) | entry for entry in conditions]
     return merged
 
 

@@ -93,7 +93,8 @@ def _as_text(metadata: Mapping[str, Any]) -> dict[str, str]:
 def loader_notes(config: Config, base: BaseModel) -> list[str]:
     """A line for each published program that cannot place the references of the task; none for a base of our own."""
     size = f"{config.data.width}x{config.data.height}x{config.data.frames}"
-    metadata = {**_reference_metadata(config.task), FAMILY: base.family, VERSION: base.version, "size": size}
+    given = conditions_metadata(config.task.conditions)
+    metadata = {**_reference_metadata(config.task), **given, FAMILY: base.family, VERSION: base.version, "size": size}
     return _loader_notes(lora.Adapter({}, _as_text(metadata)))
 
 

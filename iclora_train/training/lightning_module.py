@@ -82,9 +82,8 @@ class ICLoRA(LightningModule):
 
     def losses(self, batch: Batch, generator: torch.Generator) -> ClipLosses:
         """Losses of a batch. All random values are drawn from the generator."""
-        draws = draw_random(
-            batch.target, self.config.flow, generator, self.clean_cells, self.config.task.more_references
-        )
+        more = self.config.task.more_references
+        draws = draw_random(batch.target, self.config.flow, generator, self.clean_cells, more, batch.mask)
         batch = drop_captions(batch, draws, self.empty_text)
         base_alone = partial(lora.adapter_off, self.transformer) if self.config.flow.preserve_base else None
         return training_losses(self.transformer, batch, draws, self.config.task, self.geometry, base_alone)

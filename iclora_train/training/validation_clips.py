@@ -110,7 +110,7 @@ class ValidationClips(Callback):
             SamplerSettings.from_config(settings, self.config.flow, (f, h, w), transformer.config.num_layers, negative),
             seeds=[seed],
             references=references,
-            kept=kept_of_target(clip.target, CleanCells(task.conditions, self.base.geometry.temporal)),
+            kept=kept_of_target(clip.target, CleanCells(task.conditions, self.base.geometry.temporal), clip.mask),
         )
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_prep.makers.base import Maker, Params, SourceWindow, check_number, check_range, register
+from data_prep.makers.base import Maker, Params, RegionMaker, SourceWindow, check_number, check_range, register
 from data_prep.makers.edit.masks import SHAPES, dilate, load_clip_mask, paint_mask, random_mask
 from data_prep.makers.trajectory import Range, Trajectory, log_uniform, uniform
 from iclora_train.config import frame_from_start, one_of, require
@@ -25,7 +25,7 @@ def _check_colour(colour: list[int]) -> None:
 
 @register("edit.hole")
 @dataclass(frozen=True)
-class Hole(Trajectory, Maker):
+class Hole(Trajectory, RegionMaker):
     """A region painted in one colour, which the adapter learns to fill.
 
     mask: `drawn`, or `column`: the clip's own mask, from the column `mask` of the clip list (white is painted). shapes:
@@ -56,7 +56,7 @@ class Hole(Trajectory, Maker):
     def needs(self) -> tuple[str, ...]:
         return ("mask",) if self.mask == "column" else ()
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+    def region(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         params: Params = {"dilate": round(uniform(self.dilate, rng))}
         if self.mask == "column":
             mask = load_clip_mask(source)
@@ -64,13 +64,16 @@ class Hole(Trajectory, Maker):
             params["shape"] = self.shapes[rng.integers(len(self.shapes))]
             cover = uniform(self.cover, rng)
             mask = random_mask(frames.shape[1:3], params["shape"], cover, self, len(frames), rng)
-        mask = dilate(mask, params["dilate"])
+        return dilate(mask, params["dilate"]), params
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+        mask, params = self.region(frames, rng, source)
         return paint_mask(frames, mask, tuple(self.colour)), {**params, "covered": float(mask.mean())}
 
 
 @register("edit.outpaint")
 @dataclass(frozen=True)
-class Outpaint(Maker):
+class Outpaint(RegionMaker):
     """A painted border, which the adapter learns to fill: it extends the picture beyond the visible part.
 
     aspect: [from, to] of width over height of the visible part, the largest such rectangle in the middle of the frame.
@@ -86,14 +89,17 @@ class Outpaint(Maker):
         check_range("scale", self.scale, 0.1, 1)
         _check_colour(self.colour)
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+    def region(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         height, width = frames.shape[1:3]
         aspect, scale = log_uniform(self.aspect, rng), uniform(self.scale, rng)
         rows, columns = round(scale * min(height, width / aspect)), round(scale * min(width, height * aspect))
         top, left = (height - rows) // 2, (width - columns) // 2
         border = np.ones(frames.shape[:3], bool)
         border[:, top : top + rows, left : left + columns] = False
-        params: Params = {"aspect": aspect, "scale": scale, "kept": [top, left, rows, columns]}
+        return border, {"aspect": aspect, "scale": scale, "kept": [top, left, rows, columns]}
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+        border, params = self.region(frames, rng, source)
         return paint_mask(frames, border, tuple(self.colour)), params
 
 

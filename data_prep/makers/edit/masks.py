@@ -44,12 +44,12 @@ def dilate(mask: np.ndarray, pixels: int) -> np.ndarray:
     return np.stack([cv2.dilate(frame.astype(np.uint8), disk) > 0 for frame in mask])
 
 
-def load_clip_mask(source: SourceWindow) -> np.ndarray:
-    """The mask (F,H,W) bool in the column `mask` of the clip; white is true. ConfigError if it has too few frames.
+def load_clip_mask(source: SourceWindow, column: str = "mask") -> np.ndarray:
+    """The mask (F,H,W) bool in a column of the clip; white is true. ConfigError if it has too few frames.
 
     The file is a video with the clip's frames, or a still. Its resolution may differ from the clip's.
     """
-    path = source.file("mask")
+    path = source.file(column)
     numbers = {0, *source.indices}
     masks = dict(zip(sorted(numbers), _read_masks(path, numbers), strict=False))
     is_still = len(masks) == 1
