@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from data_prep.pairs import SourceVideo
 from data_prep.reference_makers import makers_of_references
 from eval.clips.conditions import Item, at_strength
 from eval.clips.sampled import SampledClips
+from eval.diagnosis.record import RecordSettings
+from eval.diagnosis.references import _facts, _layouts
+from eval.handout import _entry
 from eval.run import open_source
 from iclora_train.adapters import card
 from iclora_train.adapters.comfyui_references import what_to_select
@@ -285,6 +289,19 @@ def test_programs_that_cannot_place_it_are_named() -> None:
     )
 
 
+def test_diagnose_asks_where_the_picture_stands() -> None:
+    layout, *_ = _layouts(ANY, {})
+    assert layout.frame == (0, -1)
+    no_value = SimpleNamespace(attention_strength=None, attention_mask=None, reference_frame=None)
+    recorded = RecordSettings([], [], [], [], [])
+    with pytest.raises(
+        ConfigError, match=r"reference_frame is not set for b\.png: .* any frame from 0 to -1; say where"
+    ):
+        _facts(no_value, recorded, ANY, layout, "", 0, None, "b.png")  # type: ignore[arg-type]
+    no_value.reference_frame = 7
+    assert _facts(no_value, recorded, ANY, layout, "", 0, None, "b.png").layout.frame == 7  # type: ignore[arg-type]
+
+
 # ---- evaluation
 
 STILL = "task.more_references=[{name: still, maker: edit.frame, maker_args: {frame: any}, frame: any}]"
@@ -310,7 +327,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return world
 
 
-def test_the_evaluation_places_the_reference_of_another_clip_where_its_own_stood(world: World) -> None:
+def test_the_evaluation_places_the_reference_of_another_clip_where_its_own_stood(world: World, tmp_path: Path) -> None:
     source = open_source(world.config())
     assert isinstance(source, SampledClips)
     batch = [Item(window, 0) for window in source.held_out.windows]
@@ -324,5 +341,7 @@ def test_the_evaluation_places_the_reference_of_another_clip_where_its_own_stood
         assert still.frame.tolist() == places
     assert still.attention_mask is not None
     assert still.attention_mask.flatten().tolist() == [0.0 if place == 0 else 1.0 for place in places]
+    manifest = _entry(tmp_path, source.held_out, batch[0].window, world.config(), source.base.geometry)
+    assert manifest["places"] == [None, places[0]]  # for other programs
     clip, _ = source.clips(at_strength(1), batch)
     assert len(clip) == len(batch)

@@ -88,6 +88,7 @@ def _moments(facts: ReferenceFacts, length: int, available: int) -> NDArray[np.i
     """
     if facts.layout.frame is None:
         return temporal_subsample(np.arange(length), facts.layout.temporal_scale)
+    assert isinstance(facts.layout.frame, int), "diagnosis.references requires a number"
     start = frame_from_start(f"{facts.name or 'reference'}: reference_frame", facts.layout.frame, length)
     return np.arange(start if available == 1 else latent_frame_start(start, LATENT_FRAME), length)
 

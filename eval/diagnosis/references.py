@@ -11,6 +11,7 @@ from eval.diagnosis.settings import DiagnoseSettings, as_list
 from iclora_train.adapters.metadata import DOWNSCALE, FRAME, TEMPORAL, factor, metadata_findings, reference_frame
 from iclora_train.adapters.references import ReferenceLayout, more_layouts
 from iclora_train.config import Task, require
+from iclora_train.config.places import frame_in_file, frame_in_words
 from iclora_train.config.references import FIRST
 
 
@@ -81,7 +82,7 @@ def _layouts(task: Task | None, metadata: Mapping[str, str]) -> list[ReferenceLa
         FIRST,
         factor(metadata, DOWNSCALE) if is_valid[DOWNSCALE] else own.reference_downscale,
         factor(metadata, TEMPORAL) if is_valid[TEMPORAL] else own.reference_temporal_scale,
-        reference_frame(metadata) if at_frame else own.reference_frame,
+        reference_frame(metadata) if at_frame else frame_in_file(own.reference_frame),
     )
     return [first, *(more_layouts(metadata) or [ReferenceLayout(**more.layout()) for more in own.more_references])]
 
@@ -103,6 +104,11 @@ def _facts(
 
     if (frame := value("reference_frame")) is not None:
         layout = replace(layout, frame=frame, temporal_scale=1)
+    require(
+        not layout.is_drawn,
+        f"reference_frame is not set for {path}: the adapter was trained with a picture at "
+        f"{frame_in_words(layout.frame)}; say where it stands in this clip, e.g. reference_frame=24",
+    )
     return ReferenceFacts(
         name, path, _task_of(task, layout.name), layout, value("attention_strength"), value("attention_mask")
     )

@@ -55,6 +55,14 @@ def check_frame(key: str, frame: Any, temporal_scale_key: str, temporal_scale: i
     )
 
 
+def frame_in_file(frame: Any) -> int | tuple[int, int] | None:
+    """The frame as an adapter's file has it: the bounds of one that is drawn."""
+    if is_drawn(frame):
+        return frame_bounds(frame)
+    assert frame is None or isinstance(frame, int)
+    return frame
+
+
 def frame_in_words(frame: Any) -> str:
     """`frame 8`, or `any frame from 8 to -9`."""
     if not is_drawn(frame):

@@ -16,7 +16,7 @@ from omegaconf import MISSING
 
 from iclora_train.config.errors import require
 from iclora_train.config.no_reference import NO_REFERENCE
-from iclora_train.config.places import check_frame, frame_bounds, is_drawn
+from iclora_train.config.places import check_frame, frame_in_file, is_drawn
 
 FIRST = "first"  # the name of the reference that the keys of `task` describe
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
@@ -53,8 +53,8 @@ class MoreReference:
     def layout(self) -> dict[str, Any]:
         """The keys that tell how it is used, for the adapter file. frame: a number, null, or the bounds of a drawn
         one."""
-        frame = frame_bounds(self.frame) if is_drawn(self.frame) else self.frame
-        return {**{key: getattr(self, key) for key in ("name", "downscale", "temporal_scale")}, "frame": frame}
+        keys = ("name", "downscale", "temporal_scale")
+        return {**{key: getattr(self, key) for key in keys}, "frame": frame_in_file(self.frame)}
 
 
 def family_of(maker: str) -> str:
