@@ -89,7 +89,7 @@ def _path(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.stack([width * (0.5 + 0.12 * np.cos(angle)), height * (0.5 + 0.12 * np.sin(angle))], axis=1)
 
 
-def _middle_square(path: Path) -> np.ndarray:
+def middle_square(path: Path) -> np.ndarray:
     """All frames of a clip, cut to a square, so that a square window of the whole height shows all of the edit."""
     frames = np.stack(list(read_clip(path)))
     side = min(frames.shape[1:3])
@@ -106,7 +106,7 @@ def write_pairs(task: str, folder: Path) -> Path:
     rows, clips = [], list_clips("samples", 0.1)
     with progress_bar(f"pairs of {task}", len(clips), "clip") as bar:
         for number, clip in bar.track(enumerate(clips)):
-            before, after = EDITS[task](_middle_square(clip.path), np.random.default_rng([number, 7]))
+            before, after = EDITS[task](middle_square(clip.path), np.random.default_rng([number, 7]))
             names = f"{clip.id}.mp4", f"{clip.id}_before.mp4"
             for name, frames in zip(names, (after, before), strict=True):
                 with write_atomic(folder / name) as file:

@@ -121,7 +121,7 @@ def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
         )
     if findings and findings == list(adapter_findings(adapter.weights)):
         lora.require_same_base(path, adapter, base.family, base.version, base.fingerprint if base.embedded else None)
-        adapter = lora.Adapter(adapter.weights, with_factors(spec.metadata | known, factors))
+        adapter = replace(adapter, metadata=with_factors(spec.metadata | known, factors))
         notes.append(f"{path} was never trained (every lora_B is zero): it is evaluated anyway")
     else:
         adapter = import_adapter(path, spec, factors)

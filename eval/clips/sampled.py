@@ -248,26 +248,25 @@ class SampledClips(ClipSource):
             kind = condition.reference_of(number)
             if kind != "none":
                 clips = [references[number] for references in (of_windows if kind == "own" else of_donors)]
-                task = self.config.task.of_reference(number)
-                start = reference_start(task, own, number, self.base.geometry.temporal)
-                result.append(self._reference(condition, batch, torch.stack(clips), task, start))
+                start = reference_start(self.config.task.of_reference(number), own, number, self.base.geometry.temporal)
+                result.append(self._reference(condition, batch, torch.stack(clips), number, start))
         return result
 
     def _reference(
-        self, condition: Condition, batch: Sequence[Item], latents: Tensor, task: Task, start: int | Tensor
+        self, condition: Condition, batch: Sequence[Item], latents: Tensor, number: int, start: int | Tensor
     ) -> Reference:
-        """One reference (B,C,f,h,w), with the strength and the mask of a condition on its own grid.
+        """Reference `number` (B,C,f,h,w), with the strength and the mask of a condition on its own grid.
 
         start: the target frame at which it begins, in its own clip; a drawn one (B,) also holds for the reference of
         another clip, so that only the content differs.
         """
-        mask = None
+        task, mask = self.config.task.of_reference(number), None
         if condition.mask == "half":
             mask = half_masks([item.window.mask_left for item in batch], latents.shape[-1])
         elif condition.mask == "fade":
             mask = fade_masks(len(batch), latents.shape[2], self._fade_at(start))
         places = start if isinstance(start, Tensor) else None
-        return Reference.of_task(latents.to(self.device), task, condition.strength, mask, places)
+        return Reference.of_task(latents.to(self.device), task, condition.strength, mask, places, number)
 
     def _fade_at(self, start: int | Tensor) -> list[float]:
         """The weight of the fade mask in the target's latent frame in which a reference begins; of all or (B,)."""

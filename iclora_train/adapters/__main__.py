@@ -59,6 +59,7 @@ def _convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("out", type=user_path)
     command.add_argument("--base", help=_BASE)
     command.add_argument("--rank", type=int, help="for a LoKr or a DoRA: rank of the LoRA that is made of it")
+    command.add_argument("--no-slots", action="store_true", help="leave out learned slots, as other programs do")
     _factors(command)
     _dtype(command)
 

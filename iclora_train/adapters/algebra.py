@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 
 import torch
 from torch import Tensor
 
 from iclora_train.adapters.file import Adapter
-from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, FINGERPRINT, LOW_RANK, ROUNDING, TEMPORAL, VERSION, shown
+from iclora_train.adapters.metadata import (
+    DOWNSCALE,
+    FAMILY,
+    FINGERPRINT,
+    LOW_RANK,
+    ROUNDING,
+    TEMPORAL,
+    VERSION,
+    reference_layouts,
+    shown,
+)
 from iclora_train.adapters.references import MORE
+from iclora_train.adapters.slots import combined_slots
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.base_model import EMBEDDED
 
@@ -49,7 +60,13 @@ def combine(adapters: WeightedAdapters, rank: int | None = None) -> Adapter:
         b = torch.cat([strength * b.float() for _, b, strength in factors], dim=1)
         weights[name] = (a, b) if rank is None else recompress(a, b, rank)
     largest = max(a.shape[0] for a, _ in weights.values())
-    return Adapter(weights, {**metadata, "rank": str(largest)})
+    return Adapter(weights, {**metadata, "rank": str(largest)}, slots_of(adapters, metadata))
+
+
+def slots_of(adapters: WeightedAdapters, metadata: Mapping[str, str]) -> Tensor | None:
+    """The weighted sum (n,D) of the learned slots of all adapters; metadata: `combined_metadata` of them."""
+    slots = [(adapter.slots, strength) for adapter, strength in adapters]
+    return combined_slots(slots, len(reference_layouts(metadata)))
 
 
 def _require_same_shape(name: str, factors: list[WeightedFactors]) -> None:

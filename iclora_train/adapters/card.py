@@ -33,6 +33,7 @@ from iclora_train.adapters.metadata import (
     VERSION,
     shown,
 )
+from iclora_train.adapters.slots import LIMIT
 from iclora_train.config import ConfigError
 from iclora_train.config.places import frame_in_words
 from iclora_train.core.atomic_files import write_atomic
@@ -171,6 +172,8 @@ def _use(adapter: Adapter) -> list[str]:
         *([("form of the prompts", _code(metadata[TEMPLATE_KEY]))] if TEMPLATE_KEY in metadata else []),
         *_references(adapter),
     ]
+    if adapter.slots is not None:
+        rows.append(("order of the references", "learned: the file has a vector (slot) for each of them"))
     rows += [("given part of the clip", in_words(condition)) for condition in conditions_of(metadata)]
     if "size" in metadata:
         rows.append(("size in training", f"{_text(metadata['size'])} (width x height x frames)"))
@@ -246,6 +249,11 @@ def _loading(name: str, adapter: Adapter, no_workflow: str | None) -> list[str]:
         else f"**ComfyUI**: no workflow was written for this file: {no_workflow}."
     )
     order = f"The adapter takes {len(names)} references, in the order of the table above: {', '.join(names)}."
+    if adapter.slots is not None:
+        order += (
+            f" {LIMIT}. `python -m iclora_train.adapters convert --no-slots` writes a file without the slots, with "
+            "which iclora_train shows what these programs make of the adapter."
+        )
     return [
         *([order] if len(names) > 1 else []),
         comfyui,

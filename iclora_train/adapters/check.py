@@ -10,6 +10,7 @@ from iclora_train.adapters.file import Adapter, inspect, model_findings
 from iclora_train.adapters.metadata import metadata_notes
 from iclora_train.adapters.official import findings as official_findings
 from iclora_train.adapters.official import official_notes, recognise
+from iclora_train.adapters.slots import width_findings
 from iclora_train.config.official import Match
 
 
@@ -22,7 +23,8 @@ def check(path: Path, base: BaseSpec | None = None) -> list[str]:
     adapter, findings = inspect(path)
     findings += official_findings(recognise(path, adapter.metadata))
     if base is not None:
-        return [*findings, *base_findings(adapter.metadata, base), *weight_findings(adapter.weights, base)]
+        findings += [*base_findings(adapter.metadata, base), *weight_findings(adapter.weights, base)]
+        return findings + list(width_findings(adapter.slots, base.linears))
     return findings + list(model_findings(adapter))
 
 

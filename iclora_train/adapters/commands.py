@@ -69,6 +69,7 @@ def describe(path: Path, adapter: Adapter) -> str:
     kind = f"reference factor {adapter.downscale}" if layouts else "a plain LoRA, which takes no reference"
     if len(layouts) > 1:
         kind = f"{len(layouts)} references: " + "; ".join(f"{layout.name}, {layout.in_words}" for layout in layouts)
+        kind += "" if adapter.slots is None else "; with learned slots, which other programs ignore"
     outside = "audio modules and cross-attention to audio, which this program ignores"
     audio = f", {len(adapter.audio)} of them {outside}" if adapter.audio else ""
     return f"{path}: {len(adapter.weights)} linears{audio}; {rank}; {kind}"
@@ -96,12 +97,12 @@ def convert(args: argparse.Namespace) -> int:
 def _imported(args: argparse.Namespace, base: BaseSpec | None) -> tuple[Adapter, LowRank | None]:
     """The adapter of `convert`; with --rank, also what a LoRA of that rank leaves out of it."""
     if args.rank is None:
-        return import_adapter(args.file, base, _factors(args)), None
+        return import_adapter(args.file, base, _factors(args), keep_slots=not args.no_slots), None
     require(args.rank >= 1, f"--rank {args.rank} must be at least 1")
     generator = torch.Generator(default_device()).manual_seed(0)
     with progress_bar("converting", None) as bar:
         low_rank = LowRank(args.rank, generator, None if args.base is None else _weights(args.base), bar.advance)
-        adapter = import_adapter(args.file, base, _factors(args), low_rank)
+        adapter = import_adapter(args.file, base, _factors(args), low_rank, not args.no_slots)
     require(
         bool(low_rank.total), f"--rank {args.rank}: {args.file} is a plain LoRA, whose rank `combine --rank` changes"
     )

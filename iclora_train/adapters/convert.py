@@ -24,6 +24,7 @@ from iclora_train.adapters.base_spec import BaseSpec, base_findings, weight_find
 from iclora_train.adapters.file import (
     Adapter,
     adapter_findings,
+    all_slot_findings,
     model_findings,
     module_findings,
     read_tensors,
@@ -35,6 +36,8 @@ from iclora_train.adapters.low_rank import LowRank
 from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, KIND, LOW_RANK, PLAIN, TEMPORAL, metadata_findings
 from iclora_train.adapters.official import completed, recognise, require_supported
 from iclora_train.adapters.references import MORE
+from iclora_train.adapters.slots import KEY as SLOTS
+from iclora_train.adapters.slots import width_findings
 from iclora_train.config import ConfigError
 from iclora_train.core.safetensors_header import shortened
 
@@ -55,6 +58,7 @@ def import_adapter(
     base: BaseSpec | None = None,
     factors: ReferenceFactors = ReferenceFactors(),
     low_rank: LowRank | None = None,
+    keep_slots: bool = True,
 ) -> Adapter:
     """Read an adapter of any supported style. Weights are fp32; audio modules are included.
 
@@ -63,9 +67,10 @@ def import_adapter(
     LTX-2 models. ConfigError names the file, the key and the remedy. A missing reference factor is an error, unless
     `factors` gives it or says that the adapter takes no reference (then the factor is 1), or conf/official knows it.
     low_rank: the rank of the LoRA that is made of a LoKr or a DoRA, and where what it leaves out is noted; without it
-    both are errors.
+    both are errors. keep_slots: False leaves out learned slots, as other programs do.
     """
     tensors, metadata = read_tensors(path)
+    slots = tensors.pop(SLOTS, None)
     official = recognise(path, metadata)
     require_supported(path, official)
     modules, styles = _by_module(path, tensors, base, plain=low_rank is None)
@@ -96,7 +101,18 @@ def import_adapter(
     if low_rank is not None and low_rank.total:
         ranks = max(a.shape[0] for a, _ in weights.values())
         kept |= {"rank": str(ranks), LOW_RANK: f"{low_rank.error:.1e}"}
-    return Adapter(weights, kept)
+    return Adapter(weights, kept, _checked_slots(path, slots, kept, base) if keep_slots else None)
+
+
+def _checked_slots(
+    path: Path, slots: Tensor | None, metadata: Mapping[str, str], base: BaseSpec | None
+) -> Tensor | None:
+    """The learned slots of a file in fp32. ConfigError if they do not fit its references or the base."""
+    if slots is None:
+        return None
+    for finding in all_slot_findings(slots, metadata) or width_findings(slots, {} if base is None else base.linears):
+        raise ConfigError(f"{path}: {finding}")
+    return slots.float()
 
 
 def _dora_findings(modules: Mapping[str, Mapping[str, Tensor]], magnitudes: Mapping[str, Tensor]) -> Iterator[str]:

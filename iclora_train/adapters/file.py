@@ -31,6 +31,8 @@ from iclora_train.adapters.metadata import (
     reference_layouts,
 )
 from iclora_train.adapters.references import ReferenceLayout
+from iclora_train.adapters.slots import KEY as SLOTS
+from iclora_train.adapters.slots import slot_findings
 from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.safetensors_header import shortened
@@ -52,10 +54,14 @@ _NO_PREFIX = f"the prefix {PREFIX} is missing"
 
 @dataclass(frozen=True)
 class Adapter:
-    """The content of an adapter file. weights: module name -> (A (rank,in), B (out,rank))."""
+    """The content of an adapter file.
+
+    weights: module name -> (A (rank,in), B (out,rank)). slots: a learned vector for each reference (n,D), see `slots`.
+    """
 
     weights: dict[str, tuple[Tensor, Tensor]]
     metadata: dict[str, str] = field(default_factory=dict)
+    slots: Tensor | None = None
 
     @property
     def downscale(self) -> int:
@@ -114,6 +120,7 @@ def inspect(path: Path) -> tuple[Adapter, list[str]]:
     ConfigError if the file is not a safetensors file.
     """
     tensors, metadata = read_tensors(path)
+    slots = tensors.pop(SLOTS, None)
     modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
     unreadable: dict[str, list[str]] = defaultdict(list)
     for name, tensor in tensors.items():
@@ -131,7 +138,15 @@ def inspect(path: Path) -> tuple[Adapter, list[str]]:
     weights = {name: (factors["A"], factors["B"]) for name, factors in modules.items() if not by_module[name]}
     findings += adapter_findings(weights) if not findings else []
     findings += _scale_findings(path, metadata, weights)
-    return Adapter(weights, metadata), findings + metadata_findings(metadata)
+    findings += metadata_findings(metadata)
+    of_slots = [] if slots is None else all_slot_findings(slots, metadata)
+    return Adapter(weights, metadata, None if of_slots else slots), findings + of_slots
+
+
+def all_slot_findings(slots: Tensor, metadata: Mapping[str, str]) -> list[str]:
+    """Problems of the learned slots: of their numbers or, if these are valid, of their shape."""
+    of_references = [] if metadata_findings(metadata) else slot_findings(slots, metadata)
+    return list(tensor_findings(SLOTS, slots)) or list(of_references)
 
 
 def _scale_findings(
@@ -234,6 +249,8 @@ def save(path: Path, adapter: Adapter, dtype: torch.dtype = torch.float32) -> No
     for name, (a, b) in sorted(adapter.weights.items()):
         tensors[f"{PREFIX}{name}.lora_A.weight"] = a.to(dtype).cpu().contiguous()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = b.to(dtype).cpu().contiguous()
+    if adapter.slots is not None:
+        tensors[SLOTS] = adapter.slots.to(dtype).cpu().contiguous()
     infinite = next((key for key, tensor in tensors.items() if not tensor.isfinite().all()), None)
     if infinite is not None:
         raise ConfigError(
@@ -245,6 +262,7 @@ def save(path: Path, adapter: Adapter, dtype: torch.dtype = torch.float32) -> No
     for name, (a, b) in written.weights.items():
         assert torch.equal(a, tensors[f"{PREFIX}{name}.lora_A.weight"]), name
         assert torch.equal(b, tensors[f"{PREFIX}{name}.lora_B.weight"]), name
+    assert adapter.slots is None or (written.slots is not None and torch.equal(written.slots, tensors[SLOTS]))
 
 
 def _sorted_header(data: bytes) -> bytes:

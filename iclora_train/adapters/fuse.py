@@ -10,13 +10,16 @@ from iclora_train.adapters.algebra import (
     changed_modules,
     combined_metadata,
     factors_of,
+    slots_of,
     weight_delta,
 )
 from iclora_train.adapters.base_spec import shape_findings
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.key_styles import is_audio
 from iclora_train.adapters.ltx2_modules import CONNECTOR_BLOCKS
+from iclora_train.adapters.slots import set_slots, width_findings
 from iclora_train.config import ConfigError, require
+from iclora_train.ltx2.model.transformer import Transformer
 
 
 def linears_for(transformer: nn.Module, adapter: Adapter) -> dict[str, nn.Linear]:
@@ -39,19 +42,20 @@ def linears_for(transformer: nn.Module, adapter: Adapter) -> dict[str, nn.Linear
         f"the adapter changes {connector}, a linear of the text connectors, which are not adapted here: merge the "
         "adapter into the base (`python -m iclora_train.adapters merge`)",
     )
-    for finding in shape_findings(used, shapes):
+    for finding in (*shape_findings(used, shapes), *width_findings(adapter.slots, shapes)):
         raise ConfigError(finding)
     return {name: linears[name] for name in used}
 
 
 @torch.no_grad()
-def fuse(transformer: nn.Module, adapters: WeightedAdapters) -> int:
+def fuse(transformer: Transformer, adapters: WeightedAdapters) -> int:
     """Add every adapter at its strength to the weights, in place: summed in fp32, rounded once to the weights' dtype.
+    Learned slots of references are summed likewise, and stay beside the weights.
 
     Returns the number of audio modules that were left out. ConfigError, before any weight changes, for modules or
     shapes that the base does not have and for adapters that cannot be combined; and for weights that become infinite.
     """
-    combined_metadata(adapters)
+    metadata = combined_metadata(adapters)
     linears: dict[str, nn.Linear] = {}
     for adapter, _ in adapters:
         linears |= linears_for(transformer, adapter)
@@ -63,4 +67,5 @@ def fuse(transformer: nn.Module, adapters: WeightedAdapters) -> int:
             bool(changed.isfinite().all()), f"{name}: with the adapter the weights are too large for {weight.dtype}"
         )
         weight.copy_(changed)
+    set_slots(transformer, slots_of(adapters, metadata))
     return len(changed_modules(adapters)) - len(linears)

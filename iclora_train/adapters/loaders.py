@@ -5,6 +5,11 @@ file, for every `--video-conditioning`; each of these begins at frame 0. An `--i
 picture at its frame, in the size of the video. diffusers' `LTX2InContextPipeline` has one factor for all
 `reference_conditions`, which begin at frame 0, and places `conditions` at latent frames, in the size of the video.
 ComfyUI has a guide node for each reference (`comfyui_references`).
+
+None of them reads learned slots (`slots`), and all load the rest of such a file as ever. ComfyUI 0.33 logs
+`lora key not loaded: reference_slots`. diffusers 0.42 drops a key that does not begin with `diffusion_model.` without a
+message; one that does and is not of a LoRA makes it refuse the file. ltx-core looks up only lora_A and lora_B of the
+model's linears.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from iclora_train.adapters.conditions import conditions_of
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.metadata import TEMPORAL, clip_size
 from iclora_train.adapters.references import LATENT_FRAME, ReferenceLayout
+from iclora_train.adapters.slots import LIMIT
 from iclora_train.config.conditions import data_mask
 from iclora_train.config.places import frame_in_words
 
@@ -101,7 +107,9 @@ def comfyui_limit(adapter: Adapter) -> str | None:
 
 def loader_limits(adapter: Adapter) -> Iterator[str]:
     """A line for each published program that cannot use the references, or the given parts that come from the data, as
-    they were trained with its own means."""
+    they were trained with its own means, and one if none of them reads the adapter's learned slots."""
+    if adapter.slots is not None:
+        yield LIMIT
     limits = (("ltx-pipelines", ltx_pipelines_limit), ("ComfyUI", comfyui_limit), ("diffusers", diffusers_limit))
     for program, limit in limits if adapter.references else ():
         reason = limit(adapter)

@@ -21,14 +21,17 @@ from iclora_train.adapters.algebra import combine
 from iclora_train.adapters.base_spec import require_same_base
 from iclora_train.adapters.file import Adapter, read, save
 from iclora_train.adapters.fuse import linears_for
+from iclora_train.adapters.slots import set_slots, slots_in
 from iclora_train.config import Lora, require
 from iclora_train.ltx2.kernels.lora_linear import HasLoraFactors, LoraFactors, lora_linear
+from iclora_train.ltx2.model.transformer import Transformer
 
 __all__ = [
     "Adapter",
     "adapter_off",
     "adapter_weights",
     "attach",
+    "attach_slots",
     "layers",
     "load_adapter",
     "parameter_groups",
@@ -37,6 +40,7 @@ __all__ = [
     "require_same_base",
     "save",
     "set_strength",
+    "slots_in",
 ]
 
 T = TypeVar("T")
@@ -122,6 +126,14 @@ def attach(transformer: nn.Module, lora: Lora, generator_seed: int = 0) -> list[
     return parameters
 
 
+def attach_slots(transformer: Transformer, count: int) -> nn.Parameter:
+    """Attach a trainable fp32 vector for each of `count` references, all zero: the base computes what it did before."""
+    vectors = torch.zeros(count, transformer.config.width, device=transformer.patchify_proj.weight.device)
+    slots = set_slots(transformer, vectors)
+    assert slots is not None
+    return slots.weight.requires_grad_()
+
+
 def ranks(transformer: nn.Module) -> tuple[tuple[str, int], ...]:
     """The linears with an adapter and their ranks."""
     return tuple((name, len(_factors(layer)[0])) for name, layer in layers(transformer))
@@ -157,22 +169,28 @@ def _fp8_lora_a(transformer: nn.Module) -> list[Tensor]:
 
 
 @contextmanager
-def adapter_off(transformer: nn.Module) -> Iterator[None]:
+def adapter_off(transformer: Transformer) -> Iterator[None]:
     """Switch the adapter off inside the `with`."""
     for _, layer in layers(transformer):
         layer.enable_adapters(False)
+    slots = slots_in(transformer)
+    transformer.reference_slots = None
     try:
         yield
     finally:
+        transformer.reference_slots = slots
         for _, layer in layers(transformer):
             layer.enable_adapters(True)
 
 
-def set_strength(transformer: nn.Module, strength: float) -> None:
+def set_strength(transformer: Transformer, strength: float) -> None:
     """Use a loaded adapter at this strength from now on; at 0 the base computes what it computes without adapter."""
     for _, layer in layers(transformer):
         layer.scaling["default"] = strength
         layer.enable_adapters(strength != 0)
+    slots = slots_in(transformer)
+    if slots is not None:
+        slots.strength = strength
 
 
 def adapter_weights(transformer: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
@@ -184,7 +202,7 @@ def adapter_weights(transformer: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     return weights
 
 
-def load_adapter(transformer: nn.Module, adapter: Adapter | Sequence[tuple[Adapter, float]]) -> int:
+def load_adapter(transformer: Transformer, adapter: Adapter | Sequence[tuple[Adapter, float]]) -> int:
     """Attach an adapter that was read from a file, or the weighted sum of several.
 
     Returns the number of audio modules that were left out, which a transformer without its audio half does not have.
@@ -198,4 +216,5 @@ def load_adapter(transformer: nn.Module, adapter: Adapter | Sequence[tuple[Adapt
     for name, layer in layers(transformer):
         for parameter, values in zip(_factors(layer), adapter.weights[name], strict=True):
             parameter.data = values.to(parameter.device, dtype)
+    set_slots(transformer, adapter.slots)
     return len(adapter.weights) - len(sizes)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from iclora_train.adapters.algebra import WeightedAdapters, changed_modules, combined_metadata, factors_of, weight_delta
 from iclora_train.adapters.base_spec import BaseSpec, base_findings, model_tensors, open_checkpoint, weight_findings
+from iclora_train.adapters.slots import NOT_IN_BASE
 from iclora_train.config import ConfigError, require
 from iclora_train.core.atomic_files import DiskFullError, write_atomic
 from iclora_train.ltx2.weights import fp8_scales
@@ -34,13 +35,16 @@ def merge(checkpoint: str, adapters: WeightedAdapters, out: Path, advance: Advan
     Returns the number of changed linears.
 
     W + strength * B A is computed in fp32 and rounded once. `out` is a file if the base is one, and a folder if the
-    base is a folder of official files. Either is complete or absent. ConfigError for adapters of another base, for a
-    diffusers folder, if `out` exists, and if a changed weight is not finite.
+    base is a folder of official files. Either is complete or absent. ConfigError for adapters of another base or with
+    learned slots, for a diffusers folder, if `out` exists, and if a changed weight is not finite.
     """
     base = BaseSpec.open(checkpoint)
     combined_metadata(adapters)
     for adapter, _ in adapters:
-        for finding in (*base_findings(adapter.metadata, base), *weight_findings(adapter.weights, base)):
+        findings = [*base_findings(adapter.metadata, base), *weight_findings(adapter.weights, base)]
+        if adapter.slots is not None:
+            findings.append(NOT_IN_BASE)
+        for finding in findings:
             raise ConfigError(f"the adapter {adapter.metadata.get('task', '')}: {finding}")
     opened = open_checkpoint(checkpoint)
     model = model_tensors(opened)

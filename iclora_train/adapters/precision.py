@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ def save_rounded(path: Path, adapter: Adapter, dtype: str) -> float:
     metadata = {key: value for key, value in adapter.metadata.items() if key != ROUNDING}
     if error:
         metadata[ROUNDING] = f"{error:.1e}"
-    save(path, Adapter(adapter.weights, metadata), DTYPES[dtype])
+    save(path, replace(adapter, metadata=metadata), DTYPES[dtype])
     return error
 
 

@@ -2,7 +2,7 @@
 
 The first reference has the keys of `task` itself (maker, reference_downscale, ...). The order says which layout each
 given reference gets, so it is part of the task and is stored in the adapter file. The model does not see the order:
-content, factors and frame tell references apart.
+content, factors and frame tell references apart, and with `task.reference_slots` a learned vector for each.
 """
 
 from __future__ import annotations
@@ -91,6 +91,15 @@ def check_references(references: Sequence[MoreReference], maker: str) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     taken = f"{FIRST} is the reference of task.maker" if twice == FIRST else "two references have it"
     require(twice is None, f"task.more_references: name {twice}: {taken}; choose another one")
+
+
+def check_slots(slots: bool, references: Sequence[MoreReference]) -> None:
+    """ConfigError for learned slots of a task with one reference, or none."""
+    require(
+        not slots or len(references) > 0,
+        "task.reference_slots=true learns to tell several references apart, and the task has no task.more_references: "
+        "list them, or leave reference_slots out",
+    )
 
 
 def _check_numbers(reference: MoreReference, where: str) -> None:

@@ -11,7 +11,7 @@ from iclora_train.config.conditions import Condition, check_conditions
 from iclora_train.config.errors import one_of, require
 from iclora_train.config.no_reference import NO_REFERENCE, check_task
 from iclora_train.config.places import check_frame
-from iclora_train.config.references import FIRST, MoreReference, check_references, family_of
+from iclora_train.config.references import FIRST, MoreReference, check_references, check_slots, family_of
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Task:
     maker_args: dict[str, Any] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)  # parts of the target that are clean
     more_references: list[MoreReference] = field(default_factory=list)  # references after the first, in this order
+    reference_slots: bool = False  # the adapter learns a vector for each of several references, which tells them apart
 
     def __post_init__(self) -> None:
         one_of("task.family", self.family, ("restoration", "colorize", "structure", "edit", "style"))
@@ -41,6 +42,7 @@ class Task:
         )
         check_conditions(self.conditions, self.maker, self.maker_args)
         check_references(self.more_references, self.maker)
+        check_slots(self.reference_slots, self.more_references)
         keys = ("reference_downscale", "reference_temporal_scale", "reference_frame", "maker_args")
         check_task(self.maker, self.family, {key: getattr(self, key) for key in keys})
 
@@ -62,7 +64,7 @@ class Task:
         if not self.more_references:
             return self
         if number == 0:
-            return replace(self, more_references=[])
+            return replace(self, more_references=[], reference_slots=False)
         more = self.more_references[number - 1]
         return replace(
             self,
@@ -73,6 +75,7 @@ class Task:
             reference_temporal_scale=more.temporal_scale,
             reference_frame=more.frame,
             more_references=[],
+            reference_slots=False,
         )
 
     def for_references(self) -> list[Task]:

@@ -28,7 +28,7 @@ RUNTIME_KEYS = (
 )  # keys of `model` that do not affect the adapter: paths of files, memory and speed
 # keys that do not affect the content of shards
 NOT_CONTENT = {
-    "task": ("name", "family", "conditions", "reference_frame"),
+    "task": ("name", "family", "conditions", "reference_frame", "reference_slots"),
     "data": ("clips", "references", "root", "sources", "batch_size", "tokens_per_batch", "workers", "keep"),
 }
 
@@ -36,8 +36,13 @@ NOT_CONTENT = {
 REFERENCE_FRAMES = "0, 1, 1 + S, 1 + 2 S, ..."
 # keys of `data` newer than version 0.1: left out while they are null, so that its runs can be resumed
 NEW_DATA_KEYS = ("hdr", "references", "sources", "split", "vae_precision")
-# keys of `task` newer than version 0.1: left out while they are null or empty, likewise
-NEW_TASK_KEYS = ("conditions", "reference_frame", "more_references")
+# keys of `task` newer than version 0.1, and the values with which they change nothing: left out while they have them
+NEW_TASK_KEYS: dict[str, object] = {
+    "conditions": [],
+    "reference_frame": None,
+    "more_references": [],
+    "reference_slots": False,
+}
 # keys of `flow` newer than version 0.1, and the values with which they change nothing: left out while they have them
 NEW_FLOW_KEYS = {"caption_dropout_p": 0.0, "preserve_base": False, "reference_noise": 0.0}
 # keys of `model.lora` newer than version 0.1: left out while they have their defaults, likewise
@@ -95,11 +100,11 @@ def comparable_data(config: Config, section: dict[str, Any]) -> dict[str, Any]:
 
 
 def comparable_task(section: dict[str, Any]) -> dict[str, Any]:
-    """The section `task` without unset NEW_TASK_KEYS, so that runs of version 0.1 can be resumed, and its conditions
-    without unset NEW_KEYS."""
+    """The section `task` without unset NEW_TASK_KEYS, so that adapters keep the hash that version 0.1 gave them, and its
+    conditions without unset NEW_KEYS."""
     conditions = [without_unset(entry, NEW_KEYS) for entry in section["conditions"]]
     section = {**section, "conditions": conditions}
-    return {key: value for key, value in section.items() if key not in NEW_TASK_KEYS or value not in (None, [])}
+    return {key: value for key, value in section.items() if key not in NEW_TASK_KEYS or value != NEW_TASK_KEYS[key]}
 
 
 def comparable_model(section: dict[str, Any]) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class StreamTokens:
     sigma      (B,K)      the few distinct noise levels of a clip; row 0 is the target's
     level      (B,N)      int64, index of each token's noise level in `sigma`: AdaLN is computed for K rows, not for N
     position   (B,A,N,2)  fp32 [start, end) of a token on the stream's axes
-    group      (N,)       int64, 0 = target, i = reference i
+    group      (N,)       int64, 0 = target, i = reference i; a reference that is left out leaves out its number
     loss_mask  (B,N)      bool, tokens that count in the loss
     """
 

@@ -33,7 +33,8 @@ class Control:
 
     def task(self, task: Task) -> Task:
         """A task as if this control made all of its references."""
-        return replace(task, maker=self.maker, maker_args=dict(self.args), more_references=[])
+        single = replace(task, more_references=[], reference_slots=False)
+        return replace(single, maker=self.maker, maker_args=dict(self.args))
 
 
 def controls_of(task: Task, record: Mapping[str, Any]) -> tuple[Control, ...]:

@@ -86,6 +86,7 @@ def append_reference(
     attention_mask: Tensor | None = None,
     frame: int | Tensor = 0,
     clip: bool | None = None,
+    number: int | None = None,
 ) -> Tokens:
     """Append the tokens of a reference (B,C,f,h,w).
 
@@ -99,6 +100,7 @@ def append_reference(
     frame: target frame at which the reference begins (`snap_frame`). A clip that begins after frame 0 does not have a
     separate first frame: each of its latent frames holds `temporal` frames. (B,): of pictures, one for each clip.
     clip: whether it is a clip; None: if it has several latent frames. False: a picture, which holds one frame.
+    number: of the reference in its task, 0 for the first; None: it follows the reference before it.
     """
     batch, _, *size = latent.shape
     f, h, w = size
@@ -111,6 +113,7 @@ def append_reference(
     position[:, 0] = ((position[:, 0] * temporal_scale - shift).clamp(min=0) + begin) / tokens.fps[:, None, None]
     position[:, 1:] *= downscale
     sigma, row = _append_level(tokens.sigma, strength)
+    group = tokens.group[-1:] + 1 if number is None else torch.full_like(tokens.group[-1:], number + 1)
 
     def zeros(dtype: torch.dtype) -> Tensor:
         return torch.zeros(batch, count, dtype=dtype, device=device)
@@ -121,7 +124,7 @@ def append_reference(
         sigma=sigma,
         level=torch.cat([tokens.level, zeros(torch.long) + row], dim=1),
         position=torch.cat([tokens.position, position], dim=2),
-        group=torch.cat([tokens.group, tokens.group[-1:].expand(count) + 1]),
+        group=torch.cat([tokens.group, group.expand(count)]),
         loss_mask=torch.cat([tokens.loss_mask, zeros(torch.bool)], dim=1),
         keyframe=torch.cat([tokens.keyframe, zeros(torch.bool)], dim=1),
         weight=_append_weight(tokens, (f, h, w), batch, attention_strength, attention_mask),

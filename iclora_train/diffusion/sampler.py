@@ -107,6 +107,7 @@ class Reference:
     # target frame at which it begins; a negative frame counts from the end (`snap_frame`); of pictures also (B,)
     frame: int | Tensor = 0
     clip: bool | None = None  # whether it is a clip and no picture; None: if it has several latent frames
+    number: int | None = None  # of the reference in its task (`append_reference`)
 
     @classmethod
     def of_task(
@@ -116,11 +117,12 @@ class Reference:
         attention_strength: float = 1.0,
         attention_mask: Tensor | None = None,
         places: Tensor | None = None,
+        number: int | None = None,
     ) -> Reference:
         """A reference with the factors and at the frame of a task; places (B,): where that is drawn for each clip."""
         factors = (task.reference_downscale, task.reference_temporal_scale)
         frame = (task.reference_frame or 0) if places is None else places
-        return cls(latent, *factors, attention_strength, attention_mask, frame=frame)
+        return cls(latent, *factors, attention_strength, attention_mask, frame=frame, number=number)
 
 
 def draw_noises(seeds: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -222,6 +224,7 @@ def _build_tokens(
             if isinstance(ref.frame, Tensor)
             else snap_frame(ref.frame, ref.latent.shape[2], target.shape[2], geometry.temporal, ref.clip),
             ref.clip,
+            ref.number,
         )
     return tokens
 

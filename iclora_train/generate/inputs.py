@@ -154,7 +154,7 @@ def encode_references(
             continue
         strengths = (settings.attention_strength[i], part.mask, settings.reference_strength[i])
         references.append(
-            Reference(part.latent, downscale, temporal_scale, *strengths, frame=part.frame, clip=part.clip)
+            Reference(part.latent, downscale, temporal_scale, *strengths, part.frame, part.clip, number=i)
         )
     return references
 

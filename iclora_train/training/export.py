@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from iclora_train.adapters import card, lora
@@ -68,7 +69,8 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
         metadata[TEMPLATE_KEY] = config.data.prompt
     with module.averaged():
         weights = lora.adapter_weights(module.transformer)
-    adapter = lora.Adapter(weights, _as_text(metadata))
+        slots = next((parameter.detach().clone() for parameter in module.slots), None)
+    adapter = lora.Adapter(weights, _as_text(metadata), slots)
     save_rounded(path, adapter, config.export_dtype)
     write_trained_on(path, Path(config.data.root), shards)
     card.write_card(path)
@@ -95,7 +97,8 @@ def loader_notes(config: Config, base: BaseModel) -> list[str]:
     size = f"{config.data.width}x{config.data.height}x{config.data.frames}"
     given = conditions_metadata(config.task.conditions)
     metadata = {**_reference_metadata(config.task), **given, FAMILY: base.family, VERSION: base.version, "size": size}
-    return _loader_notes(lora.Adapter({}, _as_text(metadata)))
+    slots = torch.zeros(len(config.task.reference_names), 1) if config.task.reference_slots else None
+    return _loader_notes(lora.Adapter({}, _as_text(metadata), slots))
 
 
 def _loader_notes(adapter: lora.Adapter) -> list[str]:

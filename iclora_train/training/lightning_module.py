@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -52,6 +52,10 @@ class ICLoRA(LightningModule):
         self.transformer = build_transformer(base, config.model, device).train()
         runner_of(self.transformer).activation_checkpointing = config.model.activation_checkpointing
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
+        self.slots: list[nn.Parameter] = []  # the learned slots of task.reference_slots, one tensor
+        if config.task.reference_slots:
+            self.slots = [lora.attach_slots(self.transformer, len(config.task.reference_names))]
+        self.adapter += self.slots
         self.ranks = lora.ranks(self.transformer)
         compile_from_settings(self.transformer, base, config.model)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
@@ -108,7 +112,7 @@ class ICLoRA(LightningModule):
     def optimizer(self) -> Optimizer:
         """A new optimizer of optim.optimizer for the adapter's parameters."""
         groups = lora.parameter_groups(self.transformer, self.config.model.lora)
-        return create_optimizer(self.config.optim.optimizer, groups)
+        return create_optimizer(self.config.optim.optimizer, groups, self.slots)
 
     def optimizer_step(
         self,

@@ -16,18 +16,25 @@ PACKAGES = ("torch.optim", "bitsandbytes.optim", "torchao.optim", "prodigyopt", 
 LR_FACTOR = "lr_factor"  # entry of a parameter group: its factor on the learning rate
 
 
-def create_optimizer(settings: dict[str, Any], groups: Mapping[float, Sequence[torch.nn.Parameter]]) -> Optimizer:
+def create_optimizer(
+    settings: dict[str, Any],
+    groups: Mapping[float, Sequence[torch.nn.Parameter]],
+    undecayed: Sequence[torch.nn.Parameter] = (),
+) -> Optimizer:
     """A new optimizer. ConfigError for a class or arguments that cannot work.
 
     groups: parameters by the factor on the optimizer's learning rate. Without other factors than 1 the optimizer has
-    one group.
+    one group. undecayed: parameters with factor 1 and without weight decay, a group of their own.
     """
     require("_target_" in settings, "optim.optimizer._target_ is missing: name a class, e.g. torch.optim.AdamW")
     parameters: list[Any] = [parameter for group in groups.values() for parameter in group]
     arguments = optimizer_settings(settings, parameters[0].device)
     target = str(arguments.pop("_target_"))
     factors = list(groups)
-    parameters = parameters if factors == [1] else [{"params": list(group)} for group in groups.values()]
+    if factors != [1] or undecayed:
+        parameters = [{"params": list(group)} for group in groups.values()]
+    if undecayed:
+        parameters.append({"params": list(undecayed), "weight_decay": 0.0})
     try:
         optimizer = _optimizer_class(target)(parameters, **arguments)
     except (TypeError, ValueError, ModuleNotFoundError) as error:
@@ -36,7 +43,7 @@ def create_optimizer(settings: dict[str, Any], groups: Mapping[float, Sequence[t
     if factors != [1]:
         own_rate = "d" in optimizer.param_groups[0]  # Prodigy and D-Adaptation, which adapt one rate for all groups
         require(not own_rate, f"model.lora.lr_pattern: {target} chooses the learning rate itself; use another one")
-        for factor, group in zip(factors, optimizer.param_groups, strict=True):
+        for factor, group in zip(factors, optimizer.param_groups, strict=False):
             group["lr"] *= factor
             group[LR_FACTOR] = factor
     return optimizer

@@ -148,6 +148,7 @@ class Transformer(nn.Module):
         self.keyframes_abs_pos_embedding = (
             nn.Parameter(torch.zeros(1, config.width)) if config.use_keyframes_abs_pos_embedding else None
         )
+        self.reference_slots: nn.Module | None = None  # group (N,) -> (N,D), of an adapter (`adapters.slots`)
         block = Block if config.audio is None else AudioVideoBlock
         self.transformer_blocks = nn.ModuleList(block(config) for _ in range(config.num_layers))
         self._add_outputs("", config.width, config.out_channels)
@@ -215,6 +216,8 @@ class Transformer(nn.Module):
         x = video.patchify_proj(tokens.latent.to(dtype))  # (B,N,D)
         if self.keyframes_abs_pos_embedding is not None:
             x = x + tokens.keyframe[..., None] * self.keyframes_abs_pos_embedding
+        if self.reference_slots is not None:
+            x = x + self.reference_slots(tokens.group).to(dtype)
         theta, max_position = config.positional_embedding_theta, config.positional_embedding_max_pos
         rope = self.rope_cache.get(
             tokens.position, config.width, config.num_attention_heads, theta, max_position, dtype

@@ -31,8 +31,9 @@ class BlockRunner:
     ) -> Tensor:
         training = net.training and torch.is_grad_enabled()
         if self.activation_budget is not None and training:
-            # The gradient of x is not used. It is required so that the first block compiles to the graph of all blocks.
-            x = x.detach().requires_grad_()
+            # The gradient of x is used if x has learned slots. It is always required, so that the first block compiles
+            # to the graph of all blocks.
+            x = x if x.requires_grad else x.detach().requires_grad_()
         graphs = self.cuda_graphs if training else None
         if graphs is not None and (inputs.bias is not None or perturbed):
             if not graphs.stopped:

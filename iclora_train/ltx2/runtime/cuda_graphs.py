@@ -73,13 +73,14 @@ class CudaGraphs:
         self.stopped = ""  # the reason, once CUDA graphs are switched off
 
     def run(self, function: Function, tensors: Tensors, modules: Sequence[nn.Module], key: Hashable = None) -> Tensor:
-        """The last output of function(tensors), with gradients for the trainable parameters but not for the tensors.
+        """The last output of function(tensors), with gradients for the trainable parameters. Of the tensors only the
+        first can have one: if something else has computed it from trainable parameters.
 
         modules: they compute one after the other; `function` returns the output of each.
         key: all values besides the tensors that the function depends on.
         """
         tensors = tuple(tensor.contiguous() for tensor in tensors)  # the fixed copies are contiguous too
-        key = (tuple((tensor.shape, tensor.dtype) for tensor in tensors), key, _autocast_state())
+        key = (tuple((tensor.shape, tensor.dtype) for tensor in tensors), tensors[0].is_leaf, key, _autocast_state())
         if not self.stopped and key not in self.seen_shapes:
             self.drop()  # a step that is not captured needs memory outside the pool
             self.seen_shapes.add(key)
@@ -111,7 +112,7 @@ class CudaGraphs:
         self.num_forwards += 1
         number, out = self.num_forwards, step.forward(tensors)
 
-        def backward(part: int, grad_out: Tensor) -> list[Tensor]:
+        def backward(part: int, grad_out: Tensor) -> tuple[Tensor, list[Tensor]]:
             nonlocal number
             if part == len(self.parts) - 1:
                 if number != self.num_forwards:
@@ -121,9 +122,10 @@ class CudaGraphs:
                     )
                 number = 0
                 step.grad_out.copy_(grad_out)
-            return step.backward(part)
+            grads = step.backward(part)
+            return step.grad_in if part == 0 and step.grad_in is not None else grad_out.new_empty(0), grads
 
-        link = out.new_empty(0)  # connects the nodes
+        link = out.new_empty(0) if step.grad_in is None else tensors[0]  # connects the nodes
         for part, grads in enumerate(self.parts):
             is_last = part == len(self.parts) - 1
             link = _Part.apply(partial(backward, part), out if is_last else out.new_empty(0), link, *grads)
@@ -219,9 +221,11 @@ class CapturedStep:
         self.outputs: list[Tensor] = []  # of each part, with its autograd graph, until the backward pass is captured
         (self.out,), self.replay_forward = capture(self._forward)
         grad = self.grad_out = torch.zeros_like(self.out)
+        self.first = [] if tensors[0].is_leaf else [self.inputs[0]]  # the first input, if it gets a gradient
         self.replay_backward: dict[int, Callable[[], object]] = {}  # part -> its backward graph
         for part in reversed(range(len(parts))):
             (grad, *_), self.replay_backward[part] = capture(partial(self._backward, part, grad))
+        self.grad_in = grad.detach() if self.first else None  # of the first input, valid until the next call
 
     def _forward(self) -> Sequence[Tensor]:
         with self.aliases.in_place_of_parameters():
@@ -231,8 +235,8 @@ class CapturedStep:
         return (self.outputs[-1].detach(),)
 
     def _backward(self, part: int, grad_out: Tensor) -> Sequence[Tensor]:
-        """The gradient of the part's input (of its output, if it is the first part), and those of its parameters."""
-        before, fixed = self.outputs[:part][-1:], self.parts[part]  # the part's input, unless it is the first part
+        """The gradient of the part's input (of its output, if the input gets none), and those of its parameters."""
+        before, fixed = self.outputs[:part][-1:] if part else self.first, self.parts[part]  # before: the part's input
         inputs = [*before, *(self.aliases.of[parameter] for parameter in fixed)]
         with self.aliases.in_place_of_parameters():  # activation checkpointing recomputes the forward pass
             grads = torch.autograd.grad(self.outputs[part], inputs, grad_out, materialize_grads=True)
@@ -259,16 +263,20 @@ class CapturedStep:
 
 
 class _Part(torch.autograd.Function):
-    """A part's node: passes `out` on and, in the backward pass, the gradients of the part's parameters."""
+    """A part's node: passes `out` on and, in the backward pass, the gradients of its link and its parameters."""
 
     @staticmethod
     def forward(
-        ctx: Any, backward: Callable[[Tensor], list[Tensor]], out: Tensor, link: Tensor, *parameters: Tensor
+        ctx: Any,
+        backward: Callable[[Tensor], tuple[Tensor, list[Tensor]]],
+        out: Tensor,
+        link: Tensor,
+        *parameters: Tensor,
     ) -> Tensor:
         ctx.replay = backward
         return out.detach()
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        grads = ctx.replay(grad_out)
-        return None, None, grad_out.new_empty(0), *grads
+        grad_link, grads = ctx.replay(grad_out)
+        return None, None, grad_link, *grads
