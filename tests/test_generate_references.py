@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from iclora_train.adapters.file import Adapter
+from iclora_train.adapters.file import Adapter, read, save
 from iclora_train.config import ConfigError, Model
 from iclora_train.core.types import VideoShape
 from iclora_train.diffusion.sampler import Reference
@@ -27,7 +28,7 @@ from iclora_train.ltx2.vae.video_vae import VideoVAE
 from iclora_train.media.clip import read_clip
 from tests.clips import write_clip
 from tests.test_generate import pixels, write_adapter
-from tests.tiny import write_tiny_base
+from tests.tiny import WIDTH, write_tiny_base
 
 SHAPE = VideoShape(17, 48, 48, 25.0)
 WHOLE = Window(0, 17)
@@ -119,6 +120,7 @@ def test_null_leaves_out_one_of_several_references(assets: Path, vae: VideoVAE, 
     changes = {"reference": paths, "attention_strength": [1.0, 0.2, 0.5], "reference_frame": [None, None, 7]}
     references = encoded(assets, vae, [], **changes)
     assert [(r.downscale, r.frame, r.attention_strength) for r in references] == [(2, 0, 1.0), (1, 7, 0.5)]
+    assert [r.number for r in references] == [0, 2]  # each keeps its learned slot
     settings = settings_for(assets, [], **changes)
     (line,) = missing_references(settings, Adapter({}, METADATA))
     assert line.startswith("reference motion (factor 3, ")
@@ -184,14 +186,22 @@ def test_every_reference_counts_and_in_its_place(assets: Path, tmp_path: Path) -
 
 
 def test_references_of_one_layout_are_interchangeable(assets: Path, tmp_path: Path) -> None:
-    """Nothing in the tokens marks the number of a reference: only size, rate and frame tell references apart."""
+    """Nothing in the tokens marks the number of a reference: only size, rate and frame tell references apart. With
+    learned slots the number does."""
     same = json.dumps([{"name": "second"}])
-    adapter = str(write_adapter(tmp_path / "same.safetensors", assets / "base", more_references=same))
-    names = ["clip.mp4", "picture.png"]
+    path = write_adapter(tmp_path / "same.safetensors", assets / "base", more_references=same)
+    adapter, names = str(path), ["clip.mp4", "picture.png"]
     one, swapped = (generated(assets, tmp_path, order, adapter=adapter) for order in (names, names[::-1]))
     assert np.abs(one.astype(int) - swapped).max() <= 1
     alone = generated(assets, tmp_path, names[:1], adapter=adapter)
     assert np.abs(one.astype(int) - alone).max() > 1
+    save(path, replace(read(path), slots=torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(0))))
+    one, swapped = (generated(assets, tmp_path, order, adapter=adapter) for order in (names, names[::-1]))
+    assert np.abs(one.astype(int) - swapped).max() > 1
+    weaker = generated(assets, tmp_path, names, adapter=[adapter], adapter_strength=[0.0])
+    save(path, replace(read(path), slots=None))
+    base = generated(assets, tmp_path, names, adapter=[adapter], adapter_strength=[0.0])
+    assert np.array_equal(weaker, base)  # the strength of the adapter is that of the slots
 
 
 def test_tiles_and_windows_cut_each_reference_on_its_own_grid(assets: Path, tmp_path: Path) -> None:

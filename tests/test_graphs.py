@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from iclora_train.adapters import lora
 from iclora_train.core.types import Tokens
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
@@ -110,6 +111,23 @@ def test_graphed_steps_of_an_adapter_on_some_blocks_equal_normal_steps(block: in
     for net in (plain, graphed):
         runner_of(net).activation_budget = 1.0
     runner_of(graphed).cuda_graphs = CudaGraphs(FakeCapture, backward_parts=backward_parts)
+    compare(plain, graphed, 8, rtol=0.0, atol=0.0)
+    assert len(runner_of(graphed).cuda_graphs.captured) == 2
+
+
+@pytest.mark.parametrize("backward_parts", [1, 2])
+@pytest.mark.parametrize("activation_budget", [None, 1.0])
+def test_learned_slots_of_references_get_their_gradients(backward_parts: int, activation_budget: float | None) -> None:
+    """They are added to the input of the first block, outside of the graphs."""
+    plain, graphed = network(), network()
+    for net in (plain, graphed):
+        torch.nn.init.normal_(lora.attach_slots(net, 1), generator=torch.Generator().manual_seed(0))
+        runner_of(net).activation_budget = activation_budget
+    runner_of(graphed).cuda_graphs = CudaGraphs(FakeCapture, backward_parts=backward_parts)
+    accumulate_grads(plain, random_tokens(4, 0, 8), 0)
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in adapter(plain))
+    for parameter in adapter(plain):
+        parameter.grad = None
     compare(plain, graphed, 8, rtol=0.0, atol=0.0)
     assert len(runner_of(graphed).cuda_graphs.captured) == 2
 
@@ -309,10 +327,12 @@ def test_nothing_is_captured_without_a_gpu_or_without_gradients() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")  # warnings of the compiler
-@pytest.mark.parametrize("fp8", [False, True])
-def test_graphs_on_a_gpu(fp8: bool) -> None:
+@pytest.mark.parametrize(("fp8", "slots"), [(False, False), (True, False), (False, True)])
+def test_graphs_on_a_gpu(fp8: bool, slots: bool) -> None:
     plain, graphed = network(fp8).cuda(), network(fp8).cuda()
     for net in (plain, graphed):
+        if slots:
+            lora.attach_slots(net, 1)
         compile_blocks(net, 1.0)
     set_cuda_graphs(graphed, True)
     assert runner_of(graphed).cuda_graphs is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from iclora_train.adapters import lora
 from iclora_train.adapters.references import ReferenceLayout
@@ -14,7 +15,43 @@ from iclora_train.generate.settings import GenerateSettings
 from iclora_train.media.clip import read_clip
 from tests.clips import write_clip
 from tests.command import run
-from tests.tiny import SETTINGS, composed, write_tiny_base, write_tiny_latents
+from tests.tiny import SETTINGS, WIDTH, composed, write_tiny_base, write_tiny_latents
+
+
+def settings_of(folder: Path, base: Path, *more: str) -> list[str]:
+    """The command line of a short training with two references, for which latents are written."""
+    overrides = ["conf=canny_still", f"model.checkpoint={base}", "trainer.accelerator=cpu", "optim=adamw"]
+    overrides += [f"data.root={folder}/shards", *SETTINGS, "model.lora.rank=4", "run=run", "logger=csv"]
+    overrides += ["eval.after_training=false", "sample.steps=2", "validation.sigmas=[0.5]", *more]
+    write_tiny_latents(folder / "shards" / "latents", base, composed(*overrides))
+    return overrides
+
+
+def test_slots_are_trained_saved_resumed_and_exported(tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "base")
+    overrides = settings_of(tmp_path, base, "trainer.max_steps=4", "validation.checkpoint_every=2", "optim.ema=0.5")
+    command = [*overrides, "task.reference_slots=true"]
+    result = run(tmp_path, "iclora_train", *command)
+    assert (result.code, result.err) == (0, "")
+    path = tmp_path / "runs/run/adapter.safetensors"
+    adapter, trained = lora.read(path), path.read_bytes()
+    assert adapter.slots is not None
+    assert adapter.slots.shape == (2, WIDTH)
+    assert adapter.slots.abs().sum(1).gt(0).all()
+    assert "| order of the references | learned" in path.with_suffix(".md").read_text()
+    newest = tmp_path / "runs/run/checkpoints/step-00000004.ckpt"
+    checkpoint = torch.load(newest, weights_only=True)
+    assert checkpoint["state_dict"]["transformer.reference_slots.weight"].shape == (2, WIDTH)
+    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
+    path.unlink()
+    newest.unlink()
+    result = run(tmp_path, "iclora_train", *command)
+    assert "resuming from step 2" in result.out
+    assert path.read_bytes() == trained
+    result = run(tmp_path, "iclora_train", *overrides)
+    assert result.code == 2
+    assert "task.reference_slots: True -> False" in result.err
 
 
 def test_a_trained_adapter_tells_generate_how_its_references_are_used(
