@@ -131,7 +131,8 @@ def attach_slots(transformer: Transformer, count: int) -> nn.Parameter:
     vectors = torch.zeros(count, transformer.config.width, device=transformer.patchify_proj.weight.device)
     slots = set_slots(transformer, vectors)
     assert slots is not None
-    return slots.weight.requires_grad_()
+    slots.requires_grad_()
+    return slots.weight
 
 
 def ranks(transformer: nn.Module) -> tuple[tuple[str, int], ...]:
