@@ -18,7 +18,7 @@ from eval.clips.judged_adapter import JudgedAdapter
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip
 from iclora_train.adapters import lora
-from iclora_train.config import Config, Task
+from iclora_train.config import Config
 from iclora_train.core.device import synced_time
 from iclora_train.core.types import LatentPair
 from iclora_train.data.batch import collate
