@@ -148,7 +148,8 @@ def test_the_card_says_where_comfyui_needs_custom_nodes_or_has_no_workflow(tmp_p
 
 
 def test_the_start_of_training_prints_the_same_lines() -> None:
-    config = composed("conf=canny_still", "task.reference_downscale=2")
+    ltx = ("model=ltx2_3", "model.checkpoint=ltx.safetensors", "data.clips=clips")
+    config = composed("conf=canny_still", *ltx, "task.reference_downscale=2")
     config.task.more_references.append(MoreReference("depth", "control.depth"))
     base = SimpleNamespace(family="ltx", version="2.3")
     lines = export.loader_notes(config, base)  # type: ignore[arg-type]

@@ -17,10 +17,13 @@ from tests.clips import write_clip
 from tests.command import run
 from tests.tiny import SETTINGS, WIDTH, composed, write_tiny_base, write_tiny_latents
 
+# as conf=canny_still without what is tuned for nano
+STILL = "task.more_references=[{name: still, maker: edit.frame, maker_args: {frame: any}, frame: 0, p: 0.9}]"
+
 
 def settings_of(folder: Path, base: Path, *more: str) -> list[str]:
     """The command line of a short training with two references, for which latents are written."""
-    overrides = ["conf=canny_still", f"model.checkpoint={base}", "trainer.accelerator=cpu", "optim=adamw"]
+    overrides = ["conf=canny_still", STILL, f"model.checkpoint={base}", "trainer.accelerator=cpu", "optim=adamw"]
     overrides += [f"data.root={folder}/shards", *SETTINGS, "model.lora.rank=4", "run=run", "logger=csv"]
     overrides += ["eval.after_training=false", "sample.steps=2", "validation.sigmas=[0.5]", *more]
     write_tiny_latents(folder / "shards" / "latents", base, composed(*overrides))
@@ -60,6 +63,7 @@ def test_a_trained_adapter_tells_generate_how_its_references_are_used(
     base = write_tiny_base(tmp_path / "base")
     overrides = [
         "conf=canny_still",
+        STILL,
         "task.reference_downscale=2",
         f"model.checkpoint={base}",
         "trainer.accelerator=cpu",
