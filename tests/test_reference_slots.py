@@ -89,7 +89,7 @@ def test_shards_do_not_depend_on_slots_and_older_tasks_keep_their_hash() -> None
     assert content_settings(plain) == content_settings(learned)
     assert "reference_slots" not in comparable_task(asdict(plain.task))
     assert comparable_task(asdict(learned.task))["reference_slots"] is True
-    assert comparable_task({"reference_frame": 0}) == {"reference_frame": 0}
+    assert comparable_task({"conditions": [], "reference_frame": 0}) == {"reference_frame": 0}
 
 
 # ---- the model
