@@ -100,7 +100,7 @@ def comparable_data(config: Config, section: dict[str, Any]) -> dict[str, Any]:
 
 
 def comparable_task(section: dict[str, Any]) -> dict[str, Any]:
-    """The section `task` without unset NEW_TASK_KEYS, so that adapters keep the hash that version 0.1 gave them, and its
+    """The section `task` without unset NEW_TASK_KEYS, so that adapters keep the hash of version 0.1, and its
     conditions without unset NEW_KEYS."""
     conditions = [without_unset(entry, NEW_KEYS) for entry in section["conditions"]]
     section = {**section, "conditions": conditions}
