@@ -20,7 +20,15 @@ from data_prep.makers.edit.masks import mask_from_colour
 from eval.clips.resized import resized_clip
 from eval.scoring.ground_truth import region_to_make
 from iclora_train.adapters.comfyui_given import GivenParts
-from iclora_train.adapters.conditions import CONDITIONS, conditions_metadata, conditions_of, in_words, not_given
+from iclora_train.adapters.comfyui_workflow import build_workflow
+from iclora_train.adapters.conditions import (
+    CONDITIONS,
+    conditions_metadata,
+    conditions_of,
+    in_words,
+    not_given,
+    other_mode,
+)
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.loaders import loader_limits
 from iclora_train.config import ConfigError, Flow, Task
@@ -40,6 +48,8 @@ from iclora_train.generate.windows import Window as VideoWindow
 from iclora_train.media.shard_clip import encode_clip
 from iclora_train.training.checkpointing import _with_new_settings
 from tests.prep import config_of, write_clips
+from tests.test_comfy_workflow import api_json, node_of
+from tests.test_comfy_workflow import settings_for as workflow_settings
 from tests.test_generate import assets
 from tests.test_generate import settings_for as generate_settings
 
@@ -378,7 +388,19 @@ def test_the_file_says_that_the_mask_came_from_the_data() -> None:
     assert in_words(column[0]) == "all but the part that a mask shows (cells with all pixels in it)"
     (line,) = not_given(conditions_metadata(maker), set())
     assert line.endswith("(cells with any pixel in it): source=... gives it to this video")
-    assert GivenParts.usual(column).mask
+    assert GivenParts.usual(column) == GivenParts(mask=True, mode="all", moves=True)
+    assert GivenParts.usual(mask_task().conditions) == GivenParts(mask=True)
+    (line,) = other_mode(conditions_metadata(column), "any")
+    assert line == "the adapter was trained with masks of mode all: regenerate_mode=all, here it is any"
+    assert other_mode(conditions_metadata(maker), "any") == other_mode({}, "half") == []
+
+
+@pytest.mark.parametrize(("mode", "threshold"), [("any", 0.0), ("half", 0.5), ("all", 0.99)])
+def test_the_workflow_makes_cells_anew_by_the_mode(mode: str, threshold: float) -> None:
+    metadata = conditions_metadata(mask_task(source="column", mode=mode).conditions)
+    workflow = workflow_settings(adapter_kind="lora", **metadata)
+    assert node_of(api_json(build_workflow(workflow)), "new cells")["value"] == threshold
+    assert "The mask stands still here; those of training could move." in workflow.notes()
 
 
 def test_programs_that_cannot_give_it_are_named() -> None:
@@ -388,6 +410,6 @@ def test_programs_that_cannot_give_it_are_named() -> None:
     }
     lines = list(loader_limits(Adapter({}, metadata)))
     assert [line.split(" cannot give")[0] for line in lines] == ["ltx-pipelines", "diffusers", "ComfyUI"]
-    assert "takes one picture for all frames, and of a cell any white pixel counts, not mode half" in lines[2]
+    assert "takes one picture for all frames, and keeps a cell of which exactly half of the pixels are" in lines[2]
     drawn = {"reference_downscale_factor": "1", **conditions_metadata(mask_task().conditions)}
     assert not list(loader_limits(Adapter({}, drawn)))

@@ -17,21 +17,29 @@ from dataclasses import dataclass, replace
 
 from iclora_train.adapters.comfyui_base import Link, WorkflowNode
 from iclora_train.adapters.comfyui_nodes import Value
-from iclora_train.config.conditions import Condition
+from iclora_train.config.conditions import Condition, data_mask
 from iclora_train.diffusion.clean_cells import usual_latent_frames
 
 CELL, FRAMES = 32, 8  # pixels and frames per latent cell of every published LTX-2 VAE
+# share of a cell's pixels above which `ThresholdMask` makes it anew, by mode of the mask; its input has steps of 0.01
+THRESHOLDS = {"any": 0.0, "half": 0.5, "all": 0.99}
 Nodes = dict[str, WorkflowNode]
 Size = tuple[int, int, int]  # width, height, frames of the video, in pixels
 
 
 @dataclass(frozen=True)
 class GivenParts:
-    """Latent frames of the beginning and of the end that are given; and whether all but a part of the picture is."""
+    """Latent frames of the beginning and of the end that are given; and whether all but a part of the picture is.
+
+    mode: share of a cell's pixels in that part from which the cell is made anew (`Condition.mode`). moves: whether the
+    part could move in training.
+    """
 
     beginning: int = 0
     end: int = 0
     mask: bool = False
+    mode: str = "any"
+    moves: bool = False
 
     @classmethod
     def usual(cls, conditions: Sequence[Condition]) -> GivenParts:
@@ -39,7 +47,9 @@ class GivenParts:
         usual = {condition.kind: condition for condition in conditions if condition.usual}
         prefix, suffix = usual.get("prefix"), usual.get("suffix")
         beginning = usual_latent_frames(prefix, FRAMES) if prefix else int("first_frame" in usual)
-        return cls(beginning, usual_latent_frames(suffix, FRAMES) if suffix else 0, "mask" in usual)
+        given = cls(beginning, usual_latent_frames(suffix, FRAMES) if suffix else 0, "mask" in usual)
+        mask = data_mask(list(usual.values()))
+        return given if mask is None else replace(given, mode=str(mask.mode), moves=True)
 
     @property
     def needs_mask(self) -> bool:
@@ -55,7 +65,7 @@ class GivenParts:
 
     def without_mask(self) -> GivenParts:
         """Only the beginning, which needs no `SetLatentNoiseMask`."""
-        return replace(self, end=0, mask=False)
+        return replace(self, end=0, mask=False, mode="any", moves=False)
 
     def notes(self) -> list[str]:
         """What the user has to select in the workflow, and which frames of it are taken."""
@@ -66,6 +76,8 @@ class GivenParts:
                 "source: the clip to change, at least as long as the video. mask: a picture of its size; what is white "
                 "is made anew."
             )
+            if self.moves:
+                lines.append("The mask stands still here; those of training could move.")
             if self.beginning or self.end:
                 parts = [f"the first {begin}"] * (self.beginning > 0) + [f"the last {end}"] * (self.end > 0)
                 lines.append(f"Of the source, {' and '.join(parts)} frames stay as a whole.")
@@ -124,7 +136,7 @@ def noise_mask(given: GivenParts, size: Size, guide_frames: int, latent: Link) -
         return {}, latent
     width, height, frames = size
     cells = (width // CELL, height // CELL)
-    nodes = _new_cells(cells) if given.mask else {"new cells": _solid(1.0, cells)}
+    nodes = _new_cells(cells, THRESHOLDS[given.mode]) if given.mask else {"new cells": _solid(1.0, cells)}
     mask = Link("new cells", "MASK")
     after = given.end + guide_frames
     if given.beginning or after:
@@ -172,8 +184,9 @@ def _beginning(count: int, size: Size) -> Nodes:
     }
 
 
-def _new_cells(cells: tuple[int, int]) -> Nodes:
-    """The cells of a mask that are made anew: those with any pixel that is more white than black, as in `generate`."""
+def _new_cells(cells: tuple[int, int], share: float) -> Nodes:
+    """The cells of a mask that are made anew: more than a share of their pixels are more white than black, as in
+    `generate`."""
     return {
         "mask": WorkflowNode("LoadImage", {"image": "mask.png"}),
         "brightness of the mask": _to_mask("mask"),
@@ -181,7 +194,7 @@ def _new_cells(cells: tuple[int, int]) -> Nodes:
         "picture of white pixels": _to_picture("white pixels"),
         "share of white pixels": scaled("picture of white pixels", "area", *cells),
         "share of a cell": _to_mask("share of white pixels"),
-        "new cells": _threshold("share of a cell", 0.0),
+        "new cells": _threshold("share of a cell", share),
     }
 
 

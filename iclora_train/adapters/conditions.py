@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from iclora_train.adapters.references import read_json
 from iclora_train.config import ConfigError
-from iclora_train.config.conditions import Condition, check_conditions
+from iclora_train.config.conditions import Condition, check_conditions, data_mask
 
 CONDITIONS = "target_conditions"  # key of the metadata
 SETTINGS = {  # settings of `generate`, any of which gives a condition of this kind
@@ -48,6 +48,14 @@ def in_words(condition: Condition) -> str:
     low, high = condition.frame_bounds
     count = f"{low}" if low == high else f"{low} to {high}"
     return f"the {'first' if condition.kind == 'prefix' else 'last'} {count} frames{share}"
+
+
+def other_mode(metadata: Mapping[str, str], mode: str) -> list[str]:
+    """A line if the adapter was trained with masks of another mode than `regenerate_mode` of `generate`."""
+    mask = data_mask(conditions_of(metadata))
+    if mask is None or mask.mode == mode:
+        return []
+    return [f"the adapter was trained with masks of mode {mask.mode}: regenerate_mode={mask.mode}, here it is {mode}"]
 
 
 def not_given(metadata: Mapping[str, str], settings: Collection[str]) -> list[str]:

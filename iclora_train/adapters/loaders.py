@@ -125,7 +125,11 @@ def mask_limits(mode: str) -> Iterator[tuple[str, str]]:
     """The published programs that cannot give a mask with frames of its own, and why. mode: of the mask's cells."""
     for program in ("ltx-pipelines", "diffusers"):
         yield program, "it has no option for clean tokens by mask; use `python -m iclora_train.generate`"
-    cells = "" if mode == "any" else f", and of a cell any white pixel counts, not mode {mode}"
+    cells = {
+        "any": "",
+        "half": ", and keeps a cell of which exactly half of the pixels are white",
+        "all": ", and makes a cell anew from 99 % of white pixels on",
+    }[mode]
     yield "ComfyUI", f"the workflow takes one picture for all frames{cells}"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclora_train.adapters.conditions import not_given
+from iclora_train.adapters.conditions import not_given, other_mode
 from iclora_train.adapters.file import Adapter
 from iclora_train.config import require
 from iclora_train.config.hydra_app import conf_dir
@@ -138,6 +138,8 @@ def _print_plan(
         echo(f"rounded to sizes that fit the VAE: {rounded}")
     places = unusual_places(settings, adapter, shape.frames)
     for line in [*missing_references(settings, adapter), *places, *not_given(adapter.metadata, settings.kept_parts())]:
+        echo(line)
+    for line in other_mode(adapter.metadata, settings.regenerate_mode) if settings.regenerate else ():
         echo(line)
     if settings.task is None and is_tuned(adapter, settings.model.name):
         echo(f"conf={adapter.metadata['task']} would use the sampling settings that were tuned for this adapter's task")
