@@ -32,11 +32,17 @@ from iclora_train.core.fingerprint import comparable_task, content_settings
 from iclora_train.core.types import Tokens
 from iclora_train.diffusion.reference import append_reference
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.ltx2.runtime.block_runner import runner_of
+from iclora_train.ltx2.runtime.compile import compile_blocks
 from iclora_train.training.optimizer import create_optimizer, learning_rate
 from scripts.synthetic.published import transformer_arguments
+from scripts.synthetic.random_base import RandomBase
 from tests.adapter_files import VIDEO, adapter_for
+from tests.test_audio_transformer import sound_of
 from tests.test_compiled import network, scene
+from tests.test_transformer import Case, inputs_of
 from tests.tiny import composed
 
 SECOND = MoreReference("second", "edit.frame")
@@ -144,9 +150,6 @@ def test_slots_are_switched_off_with_the_adapter_and_scaled_with_it() -> None:
 @pytest.mark.parametrize("kind", ["checkpointing", "compiled"])
 def test_slots_get_the_same_gradient_from_every_runner(kind: str) -> None:
     """tests/test_graphs.py: also from CUDA graphs."""
-    from iclora_train.ltx2.runtime.block_runner import runner_of  # noqa: PLC0415
-    from iclora_train.ltx2.runtime.compile import compile_blocks  # noqa: PLC0415
-
     tokens, gradients = two_references(*latents(2)), []
     for changed in (False, True):
         torch._dynamo.reset()
@@ -162,6 +165,23 @@ def test_slots_get_the_same_gradient_from_every_runner(kind: str) -> None:
     torch._dynamo.reset()
     assert gradients[0].abs().min(1).values.gt(0).all()
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_slots_of_a_transformer_with_its_audio_half_get_the_same_gradient_with_checkpointing(official: Path) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        net = BaseModel.open(str(official)).transformer(audio=True).train()
+        (tokens, text), sound = inputs_of(Case(), net), sound_of(net)
+        before = net(tokens, text, audio=sound)
+        slots = lora.attach_slots(net, int(tokens.group.max()))
+        runner_of(net).activation_checkpointing = checkpointing
+        video, heard = net(tokens, text, audio=sound)
+        assert torch.equal(video, before[0])
+        (video.square().mean() + heard.square().mean()).backward()
+        assert slots.grad is not None
+        gradients.append(slots.grad)
+    assert gradients[0].abs().amax(1).gt(0).all()
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
 
 
 def test_slots_have_no_weight_decay() -> None:
@@ -288,8 +308,6 @@ def test_fused_and_separate_adapters_compute_the_same() -> None:
 
 
 def fresh() -> Transformer:
-    from scripts.synthetic.random_base import RandomBase  # noqa: PLC0415
-
     return RandomBase("2.3", "tiny").transformer().train()
 
 
