@@ -57,6 +57,19 @@ def test_more_time_buys_conditions_then_probes_windows_and_seeds() -> None:
     assert (len(with_seeds.conditions), with_seeds.probes, with_seeds.windows) == (14, True, 24)
 
 
+def test_of_several_references_each_is_swapped_first_and_then_left_out() -> None:
+    several = replace(FULL, conditions=all_conditions(Eval().strengths, references=["first", "still"]))
+    more = several.seconds(several.everything) - FULL.seconds(FULL.everything)
+    assert more == pytest.approx(4 * 24 * 3 * 10.0)  # each of both swapped, each left out
+    budgets = range(300, 16_000, 20)
+    plans = [choose(several, seconds) for seconds in budgets]
+    first_with = {name: [name in plan.conditions for plan in plans].index(True) for name in plans[-1].conditions}
+    of_each = ["swapped first", "swapped still", "without first", "without still"]
+    order = [first_with[name] for name in ("base+reference", *of_each, "base", "strength 0")]
+    assert sorted(set(order)) == order  # none comes together with another one
+    assert all(several.seconds(plan) <= SAMPLING_SHARE * of_plan for plan, of_plan in zip(plans, budgets, strict=True))
+
+
 def test_only_a_budget_below_three_conditions_costs_steps_and_never_more_than_half_of_them() -> None:
     tight = choose(FULL, 0.7 * SMALLEST)
     assert (tight.conditions, tight.windows, tight.seeds) == (CORE, 8, (0,))

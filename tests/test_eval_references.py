@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from eval.budget import SAMPLING_SHARE
 from eval.clips.conditions import Condition, Item, all_conditions, at_strength, of_each_reference
+from eval.clips.cost import ClipCost
 from eval.clips.external import read_external_clip
 from eval.clips.resized import ResizedHeldOut
 from eval.clips.sampled import SampledClips
@@ -43,7 +45,16 @@ from iclora_train.media.shard_clip import encode_clip
 from iclora_train.signals.edges import CannyEdges
 from scripts.zoo_table import write_table
 from tests.command import run
-from tests.eval_world import World, build, compose_config, refused, scores, write_adapter
+from tests.eval_world import (
+    World,
+    build,
+    compose_config,
+    refused,
+    scores,
+    without_evaluation,
+    without_run,
+    write_adapter,
+)
 from tests.test_eval import SCHEMA, violations
 from tests.test_extra_metrics import write_videomae
 
@@ -295,6 +306,40 @@ def test_other_references_than_the_tasks_are_refused(world: World, tmp_path: Pat
 def test_pairs_with_another_number_of_references_are_refused(tmp_path: Path) -> None:
     world = build(tmp_path, task="canny", settings=SETTINGS)  # pairs of one reference
     refused(world.config(), r"its pairs have 1 references, and task.more_references makes it 2 \(first, still\)")
+
+
+# ---- budget and processes
+
+
+def test_a_budget_keeps_the_swap_of_each_reference(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budgeted = without_evaluation(world, tmp_path)
+    monkeypatch.setattr(SampledClips, "measure_cost", lambda source, batch: ClipCost(5.0, 5.0, 0.0, 1))
+    monkeypatch.setattr("eval.planning.measure_measuring", lambda *_: MeasuringTime())
+    seconds = 4 * 10 * 5 / SAMPLING_SHARE  # four windows under five conditions
+    report = evaluate(budgeted.config(f"eval.budget={seconds}s"))
+    result = json.loads((report.parent / "scores.json").read_text())
+    chosen = ["adapter+reference", "base+reference", "swapped", "swapped first", "swapped still"]
+    assert result["plan"]["conditions"] == chosen
+    assert violations(result, SCHEMA) == []
+    assert {"follows first", "follows still"} <= {verdict["name"] for verdict in result["verdicts"]}
+    table = capsys.readouterr().out
+    assert re.search(r"without still .*left out", table)
+    assert not re.search(r"swapped still .*left out", table)
+
+
+def test_two_processes_give_the_scores_of_one(world: World, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    alone, shared = (without_evaluation(world, tmp_path / name) for name in ("one", "two"))
+    for of_world, devices in ((alone, 1), (shared, 2)):
+        result = run(of_world.root, "eval", *of_world.arguments, f"eval.devices={devices}")
+        assert result.code == 0, result.err
+    clips = 4 * len(all_conditions([1, 0], references=NAMES))
+    assert f"{clips} clips in 13 conditions" in result.out
+    assert "2 processes sample" in result.out
+    assert without_run(scores(shared)) == without_run(scores(alone))
 
 
 # ---- other programs and people

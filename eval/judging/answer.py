@@ -19,6 +19,7 @@ from eval.judging.verdicts import Verdict, is_small
 
 Scores = Mapping[str, Any]
 SEPARATOR = "; "
+USES = {"holds": "it uses {}", "fails": "it does not use {}", "inconclusive": "whether it uses {} is not decided"}
 TOLD_ELSEWHERE = ("control not followed", "worse than the input")  # symptoms that other clauses tell
 
 
@@ -213,18 +214,12 @@ def _of_references(scores: Scores) -> list[str]:
     for name in scores.get("references", {}):
         if (outcome := outcomes.get(f"follows {name}")) is not None:
             by_outcome[outcome].append(name)
-    sentences = {
-        "holds": "it uses {}",
-        "fails": "it does not use {}",
-        "inconclusive": "whether it uses {} is not decided",
-    }
     clauses = []
     for outcome, names in by_outcome.items():
         if names:
-            which = (
-                f"the reference{'s' if len(names) > 1 else ''} {_listed(names, 'and' if outcome == 'holds' else 'or')}"
-            )
-            clauses.append(sentences[outcome].format(which))
+            noun = "reference" if len(names) == 1 else "references"
+            which = f"the {noun} {_listed(names, 'and' if outcome == 'holds' else 'or')}"
+            clauses.append(USES[outcome].format(which))
     return clauses
 
 

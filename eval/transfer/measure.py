@@ -12,7 +12,15 @@ import torch
 from rich.console import Console
 
 from eval.clips.clip_source import PROTOCOL, ClipCache
-from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE, SWAPPED, Item, at_strength, batches
+from eval.clips.conditions import (
+    ADAPTER_REFERENCE,
+    BASE_REFERENCE,
+    SWAPPED,
+    Item,
+    at_strength,
+    batches,
+    of_each_reference,
+)
 from eval.clips.judged_adapter import JudgedAdapter, open_effect
 from eval.clips.resized import ResizedHeldOut
 from eval.clips.sampled import SampledClips
@@ -36,7 +44,8 @@ from iclora_train.core.records import DamagedFileError, read_json
 from iclora_train.core.scores import as_json
 from iclora_train.ltx2.base_model import BaseModel, open_base
 
-CONDITIONS = (ADAPTER_REFERENCE, BASE_REFERENCE, SWAPPED)  # of every choice: enough for the gates
+# of every choice: enough for the gates; of several references each is swapped alone, too
+CONDITIONS = (ADAPTER_REFERENCE, BASE_REFERENCE, SWAPPED)
 NOT_RESULTS = (  # of `eval`: what does not change the results of a choice
     *("windows", "batch_size", "workers", "against", "report", "junit", "after_training", "budget", "devices", "label"),
 )
@@ -77,8 +86,10 @@ class Measurements:
         """Names of the conditions that a variant is measured under."""
         strengths = self.settings(variant).eval.strengths
         with_gates = self.config.transfer.gates or variant.name == REFERENCE
+        of_each = of_each_reference(self.config.task.reference_names)
+        swapped = [condition.name for condition in of_each if condition.reference == "other"]
         return [
-            *(CONDITIONS if with_gates else CONDITIONS[:1]),
+            *((*CONDITIONS, *swapped) if with_gates else CONDITIONS[:1]),
             *(at_strength(s).name for s in dict.fromkeys(strengths) if s < 1),
         ]
 

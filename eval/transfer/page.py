@@ -72,11 +72,15 @@ def _choices(record: Record) -> str:
         f"lost when swapped, {_title(record, record['adherence'])}",
         "lost when swapped: change",
         "gates",
+        *(["lost when one reference is swapped"] if _has_several(record) else []),
         "s per clip",
         "passes",
     ]
     rows = [
-        (f"{escape(row['name'])}<small>{escape(row['axis'])}</small>", _cells(row, metric, decimals))
+        (
+            f"{escape(row['name'])}<small>{escape(row['axis'])}</small>",
+            _cells(row, metric, decimals, _has_several(record)),
+        )
         for row in record["choices"]
         if row["cost"] is not None
     ]
@@ -90,7 +94,20 @@ def _choices(record: Record) -> str:
     return table(caption, head, rows, marked=f"{escape(record['choices'][0]['name'])}<small>reference</small>")
 
 
-def _cells(row: Row, metric: str, decimals: int) -> list[str]:
+def _has_several(record: Record) -> bool:
+    """Whether the task has several references."""
+    return any(row["references"] for row in record["choices"])
+
+
+def _of_each_reference(row: Row) -> str:
+    """Each reference with the share of the gain that is lost if it alone is swapped, and whether it is followed."""
+    lines = [
+        f"{escape(name)} {use['lost']['mean']:.2f} {badge(use['outcome'])}" for name, use in row["references"].items()
+    ]
+    return "<br>".join(lines) or NOT_MEASURED
+
+
+def _cells(row: Row, metric: str, decimals: int, has_several: bool) -> list[str]:
     cost = row["cost"]
     assert cost is not None
     difference, is_reference = cost["differences"].get(metric), row["axis"] == "reference"
@@ -110,6 +127,7 @@ def _cells(row: Row, metric: str, decimals: int) -> list[str]:
         interval(cost["control"], decimals),
         NOT_MEASURED if is_reference or cost["control_change"] is None else _signed(cost["control_change"], decimals),
         gates,
+        *([_of_each_reference(row)] if has_several else []),
         seconds,
         f"{row['passes']}<small>{row['token_passes']:g}</small>",
     ]

@@ -14,6 +14,8 @@ from typing import Any, TypedDict
 import torch
 
 from eval.clips.conditions import ADAPTER_REFERENCE
+from eval.judging.verdicts import Outcome
+from eval.statistics.estimates import Estimate
 from eval.transfer.comparison import Cost, Scores, costs, under
 from eval.transfer.measure import Measurements
 from eval.transfer.sentences import Line
@@ -23,9 +25,17 @@ from iclora_train.core.atomic_files import sha256
 SCHEMA = 1  # increase it when a reader of transfer.json would misread a new file
 
 
+class ReferenceUse(TypedDict):
+    """Whether one of several references is followed. lost: share of the gain that is lost if it alone is swapped."""
+
+    outcome: Outcome
+    lost: Estimate
+
+
 class Row(TypedDict):
-    """One choice. cost: None if it was not measured; obstacle: why. passes: of the transformer for one clip, and
-    token_passes the same in units of a pass over the windows' own number of target tokens."""
+    """One choice. cost: None if it was not measured; obstacle: why. references: of several references, the claim that
+    each is followed. passes: of the transformer for one clip, and token_passes the same in units of a pass over the
+    windows' own number of target tokens."""
 
     name: str
     axis: str
@@ -33,6 +43,7 @@ class Row(TypedDict):
     obstacle: str
     cost: Cost | None
     gates: dict[str, Any] | None
+    references: dict[str, ReferenceUse]
     seconds_per_clip: float | None
     passes: int
     token_passes: float
@@ -102,6 +113,7 @@ def _row(
         obstacle=variant.obstacle,
         cost=all_costs.get(variant.name),
         gates=None if measured is None else _gates(measured),
+        references={} if measured is None else _references(measured),
         seconds_per_clip=None if measured is None else measured["timings"]["seconds_per_clip"][ADAPTER_REFERENCE],
         passes=sum(count for count, _, _ in variant.passes),
         token_passes=round(sum(count * share for count, share, _ in variant.passes) * tokens, 3),
@@ -118,6 +130,7 @@ def _attention_row(name: str, reference_row: Row, reference: Scores, cost: Cost)
         obstacle="",
         cost=cost,
         gates=None,
+        references={},
         seconds_per_clip=reference["timings"]["seconds_per_clip"].get(f"strength {strength}"),
         passes=reference_row["passes"],
         token_passes=reference_row["token_passes"],
@@ -129,6 +142,16 @@ def _gates(scores: Scores) -> dict[str, Any]:
     return {
         "outcome": scores["gates"]["outcome"],
         "each": {v["name"]: v["outcome"] for v in scores["verdicts"] if v["kind"] == "gate"},
+    }
+
+
+def _references(scores: Scores) -> dict[str, ReferenceUse]:
+    """The claim `follows <name>` of each of several references; none for a single one."""
+    claims = {verdict["name"]: verdict for verdict in scores["verdicts"]}
+    return {
+        name: ReferenceUse(outcome=claim["outcome"], lost=claim["value"])
+        for name in scores.get("references", {})
+        if (claim := claims.get(f"follows {name}")) is not None
     }
 
 
