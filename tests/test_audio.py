@@ -24,6 +24,7 @@ from iclora_train.ltx2.audio.audio_vae import AudioVAE
 from iclora_train.ltx2.audio.codec import AudioCodec, audio_geometry, has_audio
 from iclora_train.ltx2.audio.layout import vae_arguments, vae_key, vocoder_arguments, vocoder_key
 from iclora_train.ltx2.audio.mel import MelFrontEnd, mel_filters
+from iclora_train.ltx2.audio.resample import resample
 from iclora_train.ltx2.audio.tokens import times_before, to_latent, to_tokens, token_times
 from iclora_train.ltx2.audio.vocoder import Vocoder
 from iclora_train.ltx2.base_model import BaseModel
@@ -155,12 +156,41 @@ def test_the_window_that_is_asked_for_is_encoded(codecs: dict[str, AudioCodec]) 
     padded = codec.encode(Sound(sound.samples[:, :5000], 16000), 20)
     assert torch.equal(padded, codec.encode(Sound(sound.samples[:, :5000], 16000).fitted(0.76), 20))
     assert codec.encode(Sound(sound.samples[:, :10], 16000), 1).shape[2] == 1  # shorter than half a window
-    with pytest.raises(ValueError, match="takes 16000 samples per second, got 8000"):
-        codec.encode(Sound(sound.samples, 8000))
     with pytest.raises(ValueError, match=r"takes stereo \(B, 2, S\), got \(1, 1, 32000\)"):
         codec.encode(Sound(sound.samples[:1], 16000))
     with pytest.raises(ValueError, match=r"takes latents \(B, 2, l, 4\), got \(1, 3, 5, 4\)"):
         codec.decode(torch.zeros(1, 3, 5, 4))
+
+
+def resampled_by_hand(samples: np.ndarray, rate: int, new_rate: int, number: int) -> float:
+    """Sample `number` at the new rate, as a sum over all samples (S) in float64."""
+    t = (np.arange(len(samples)) / rate - number / new_rate) * 0.99 * min(rate, new_rate)
+    weights = np.sinc(t) * np.cos(np.pi * t / 12) ** 2 * (np.abs(t) < 6)
+    return float((weights * samples).sum() * 0.99 * min(rate, new_rate) / rate)
+
+
+@pytest.mark.parametrize(("rate", "new_rate"), [(48000, 16000), (44100, 16000), (8000, 16000), (22050, 16000)])
+def test_sound_is_resampled_by_the_formula_of_lightricks_encoders(rate: int, new_rate: int) -> None:
+    samples = np.random.default_rng(0).normal(size=(2, 997)).astype(np.float32)
+    result = resample(torch.from_numpy(samples)[None], rate, new_rate)[0]
+    assert result.shape == (2, -(-997 * new_rate // rate))
+    for number in (0, 1, 7, result.shape[1] // 2, result.shape[1] - 1):
+        assert result[1, number].item() == pytest.approx(
+            resampled_by_hand(samples[1], rate, new_rate, number), abs=1e-5
+        )
+
+
+def test_sound_of_any_rate_is_encoded_at_the_rate_of_the_vae(codecs: dict[str, AudioCodec]) -> None:
+    codec, time = codecs["2.3"], np.arange(48000) / 48000
+    at_48000 = Sound(np.stack([np.sin(2 * np.pi * 440 * time)] * 2).astype(np.float32), 48000)
+    at_16000 = Sound(np.ascontiguousarray(at_48000.samples[:, ::3]), 16000)
+    direct = codec.vae.encode(torch.from_numpy(at_16000.samples)[None])
+    assert torch.equal(codec.encode(at_16000), direct)
+    assert torch.equal(
+        codec.encode(at_48000), codec.vae.encode(resample(torch.from_numpy(at_48000.samples)[None], 3, 1))
+    )
+    with pytest.raises(ValueError, match="44099 samples per second cannot be changed to 16000"):
+        codec.encode(Sound(at_48000.samples, 44099))
 
 
 def test_sound_that_fits_a_video_has_its_length() -> None:

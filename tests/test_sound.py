@@ -164,6 +164,15 @@ def test_more_channels_are_mixed_so_that_nothing_clips(tmp_path: Path) -> None:
     assert np.abs(read_sound(file).samples - expected).max() < 1e-6
 
 
+def test_sound_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.mov", [(0.0, noise(4800))], codec="pcm_f32le")
+    wrong = noise(4800)[:, 1000].tobytes()
+    assert wrong in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(wrong, np.array([np.nan, 0], np.float32).tobytes(), 1))
+    with pytest.raises(ValueError, match=r"a\.mov: its sound has values that are not finite"):
+        read_sound(file)
+
+
 @pytest.mark.parametrize("codec", ["pcm_u8", "pcm_s32le", "pcm_f32le", "pcm_s16be"])
 def test_every_sample_format_has_the_same_scale(tmp_path: Path, codec: str) -> None:
     samples = noise(4800)

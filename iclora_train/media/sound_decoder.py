@@ -124,6 +124,8 @@ def _joined(
     if seconds is None and end - sum(piece.shape[1] for _, piece in pieces) > LONGEST_SILENCE * rate:
         raise _UnusableSoundError("the times of its sound are wrong")
     samples = np.zeros((2, end if seconds is None else round(seconds * rate)), np.float32)
+    if not all(np.isfinite(piece).all() for _, piece in pieces):
+        raise _UnusableSoundError("its sound has values that are not finite")
     for position, piece in pieces:
         place = samples[:, max(position, 0) : position + piece.shape[1]]
         first = max(-position, 0)
@@ -153,5 +155,6 @@ def stereo(frame: av.AudioFrame) -> np.ndarray:
     if channels == 2:
         return samples
     weights = np.array([_SIDES.get(channel.name, (1.0, 1.0)) for channel in frame.layout.channels], np.float32).T
+    weights[weights.sum(axis=1) == 0] = 1  # a side without channels of its own hears all
     mixed: np.ndarray = (weights / weights.sum(axis=1, keepdims=True)) @ samples
     return mixed

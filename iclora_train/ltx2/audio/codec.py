@@ -1,7 +1,7 @@
 """Sound <-> audio latents: the audio VAE and the vocoder of one checkpoint, in either layout.
 
 codec = AudioCodec.open(base.checkpoint).to(device)
-sound = read_sound(clip, start, seconds, codec.geometry.sample_rate)          # iclora_train/media/sound.py
+sound = read_sound(clip, start, seconds)                                      # iclora_train/media/sound.py
 frames = codec.geometry.latent_frames(shape.frames, shape.fps)                # l
 latent = codec.encode(sound, frames)                                          # (1,C,l,m), normalised
 tokens, times = to_tokens(latent), token_times(codec.geometry, frames)        # (1,l,C m) and (1,1,l,2)
@@ -36,6 +36,7 @@ from iclora_train.ltx2.audio.layout import (
     vocoder_arguments,
     vocoder_key,
 )
+from iclora_train.ltx2.audio.resample import resample
 from iclora_train.ltx2.audio.vocoder import Vocoder
 from iclora_train.ltx2.weights.model_files import Checkpoint
 from iclora_train.ltx2.weights.safetensors_header import Component
@@ -80,10 +81,9 @@ class AudioCodec(nn.Module):
 
     @torch.no_grad()
     def encode(self, sound: Sound, latent_frames: int | None = None) -> Tensor:
-        """Stereo sound at `geometry.sample_rate` -> normalised latents (1,C,l,m), fp32 (`AudioVAE.encode`)."""
-        if sound.rate != self.geometry.sample_rate:
-            raise ValueError(f"the audio VAE takes {self.geometry.sample_rate} samples per second, got {sound.rate}")
-        return self.vae.encode(torch.from_numpy(sound.samples)[None], latent_frames)
+        """Stereo sound of any rate -> normalised latents (1,C,l,m), fp32 (`AudioVAE.encode`)."""
+        waveform = resample(torch.from_numpy(sound.samples)[None], sound.rate, self.geometry.sample_rate)
+        return self.vae.encode(waveform, latent_frames)
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Sound:
