@@ -59,7 +59,7 @@ def config_of(file: Path) -> dict[str, Any]:
     return config
 
 
-def by_diffusers(file: Path, **changes: Any) -> tuple[AutoencoderKLLTX2Audio, torch.nn.Module]:
+def by_diffusers(file: Path, **changes: Any) -> tuple[Any, Any]:  # diffusers is not typed
     """diffusers' audio VAE and vocoder with the renamed weights of an official file, loaded strictly."""
     config, state = config_of(file), load_file(file)
     arguments = audio.vae_arguments(config["audio_vae"])
