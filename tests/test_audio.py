@@ -64,8 +64,8 @@ def by_diffusers(file: Path, **changes: Any) -> tuple[Any, Any]:  # diffusers is
     config, state = config_of(file), load_file(file)
     arguments = audio.vae_arguments(config["audio_vae"])
     voice = audio.vocoder_arguments(config["vocoder"], arguments["mel_bins"]) | changes
-    vae = AutoencoderKLLTX2Audio(**arguments)
-    vocoder = (LTX2VocoderWithBWE if "bwe" in config["vocoder"] else LTX2Vocoder)(**voice)
+    vae: Any = AutoencoderKLLTX2Audio(**arguments)
+    vocoder: Any = (LTX2VocoderWithBWE if "bwe" in config["vocoder"] else LTX2Vocoder)(**voice)
     for model, prefix, table in ((vae, "audio_vae.", audio.AUDIO_VAE), (vocoder, "vocoder.", audio.VOCODER)):
         part = {key.removeprefix(prefix): tensor.float() for key, tensor in state.items() if key.startswith(prefix)}
         model.load_state_dict({published.renamed(key, table): tensor for key, tensor in part.items()})
