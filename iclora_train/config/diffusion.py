@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from iclora_train.config.errors import one_of, require
 
@@ -50,6 +51,25 @@ class Flow:
         require(self.min_tokens < self.max_tokens, "flow.min_tokens must be below flow.max_tokens")
 
 
+AUDIO_SCALES = {  # settings of `Sampling` -> the least value
+    "audio_guidance": 1,
+    "audio_stg_scale": 0,
+    "audio_rescale": 0,
+    "modality_scale": 1,
+    "audio_modality_scale": 1,
+}
+
+
+class AudioScales(NamedTuple):
+    """The scales of sampling with sound (`Sampling.audio_scales`)."""
+
+    guidance: float
+    stg_scale: float
+    rescale: float
+    video_modality: float
+    sound_modality: float
+
+
 @dataclass
 class Sampling:
     """Sampling: in validation, in eval and in the generate command."""
@@ -63,6 +83,13 @@ class Sampling:
     stg_blocks: list[int] = field(default_factory=lambda: [29])
     rescale: float = 0.0  # how far the standard deviation of the unguided prediction is restored, in [0, 1]
     seed: int = 0
+    # Where the audio stream is sampled too (model.audio). Scales of the sound, and of both streams: away from the
+    # prediction without the other stream. null: those of `audio_scales`
+    audio_guidance: float | None = None
+    audio_stg_scale: float | None = None
+    audio_rescale: float | None = None
+    modality_scale: float | None = None
+    audio_modality_scale: float | None = None
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
@@ -77,3 +104,26 @@ class Sampling:
             all(block >= 0 for block in self.stg_blocks), f"sample.stg_blocks={self.stg_blocks} must be 0 or more each"
         )
         require(0 <= self.rescale <= 1, f"sample.rescale={self.rescale} must lie in [0, 1]")
+        for key, low in AUDIO_SCALES.items():
+            value = getattr(self, key)
+            bounds = "must lie in [0, 1], or be null" if key == "audio_rescale" else f"must be at least {low}, or null"
+            fits = value is None or (low <= value and (key != "audio_rescale" or value <= 1))
+            require(fits, f"sample.{key}={value} {bounds}")
+
+    @property
+    def audio_scales(self) -> AudioScales:
+        """The scales of sampling with sound. Without guidance of the video there is none of the sound either; with it,
+        the defaults are those of ltx-pipelines: 7 for the text, 3 for the modality, and the video's STG and rescale."""
+        guided = self.guidance > 1
+        video_modality = _or(self.modality_scale, 3.0 if guided else 1.0)
+        return AudioScales(
+            _or(self.audio_guidance, 7.0 if guided else 1.0),
+            _or(self.audio_stg_scale, self.stg_scale),
+            _or(self.audio_rescale, self.rescale),
+            video_modality,
+            _or(self.audio_modality_scale, video_modality),
+        )
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -62,11 +62,14 @@ class Model:
     compile: bool | None = None  # torch.compile for the blocks; null: on a GPU, except for nano
     cuda_graphs: bool = True  # compiled blocks on a GPU without offload: replay a training step as CUDA graphs
     weight_offload: int = 0  # number of blocks whose weights stay in host memory: slower, less GPU memory
+    audio: str = "auto"  # audio stream beside the video's: on, off; auto: off in training, on in generate where it fits
     precision: str = "auto"  # bf16 if the machine computes it natively, else fp32; fp8: the blocks' weights in fp8
     lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
         one_of("model.precision", self.precision, ("auto", "fp32", "bf16", "fp8"))
+        self.audio = {"True": "on", "False": "off"}.get(self.audio, self.audio)  # on and off in YAML are truth values
+        one_of("model.audio", self.audio, ("auto", "on", "off"))
         budget, offload = self.activation_budget, self.activation_offload
         require(budget is None or 0 <= budget <= 1, f"model.activation_budget={budget} must lie in [0, 1], or be null")
         require(0 <= offload <= 1, f"model.activation_offload={offload} must lie in [0, 1]")

@@ -108,9 +108,10 @@ def comparable_task(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def comparable_model(section: dict[str, Any]) -> dict[str, Any]:
-    """The section `model` without RUNTIME_KEYS and without unset NEW_LORA_KEYS."""
+    """The section `model` without RUNTIME_KEYS, unset NEW_LORA_KEYS and an audio stream that training does not use."""
     lora = {key: value for key, value in section["lora"].items() if value or key not in NEW_LORA_KEYS}
-    return {key: value for key, value in {**section, "lora": lora}.items() if key not in RUNTIME_KEYS}
+    unused = ("audio",) if section.get("audio") != "on" else ()
+    return {key: value for key, value in {**section, "lora": lora}.items() if key not in (*RUNTIME_KEYS, *unused)}
 
 
 def without_unset(section: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:

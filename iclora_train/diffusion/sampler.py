@@ -18,13 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from iclora_train.config import Flow, Sampling, Task, one_of
 from iclora_train.core.types import Geometry, Tokens
-from iclora_train.diffusion.guidance import Guidance, guided_velocity
+from iclora_train.diffusion.guidance import AudioGuidance, Guidance, guided_velocity
 from iclora_train.diffusion.kept_latents import KeptLatents
 from iclora_train.diffusion.noise_schedule import make_sigmas
 from iclora_train.diffusion.reference import (
@@ -59,6 +60,7 @@ class SamplerSettings:
 
     sigmas: noise levels from the first step's down to 0. between: whether references attend to one another once an
     attention weight is set (`AttentionBias`). blend: the convention for 0 < m < 1 (see the module docstring).
+    audio: guidance of sound beside the video (`joint_sampler`); `sample` ignores it.
     """
 
     sigmas: Sequence[float]
@@ -66,6 +68,7 @@ class SamplerSettings:
     sampler: str = "euler"
     between: str = "comfyui"
     blend: str = "comfyui"
+    audio: AudioGuidance = AudioGuidance()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         one_of("sample.sampler", self.sampler, tuple(SAMPLERS))
@@ -161,21 +164,11 @@ def sample(
     `settings.sigmas[0]`; without `start` the sigmas must begin at 1. `on_step(i)` is called after step i. tiles: the
     model sees one tile after the other (`diffusion.tiles`) instead of the whole clip.
     """
-    sigmas, comfyui = settings.sigmas, settings.blend == "comfyui"
-    if start is None and sigmas[0] != 1:
-        raise ValueError(f"sigmas begin at {sigmas[0]}: give the latents to start from")
-    batch, device = len(seeds), text.device
-    target = torch.zeros(batch, geometry.channels, *size) if start is None else start
-    clip = target.to(device, torch.float32)
-    layout = _build_tokens(clip, kept, geometry, fps, references)
+    shape = (geometry.channels, *size)
+    clip = clean_clip(start, len(seeds), shape, settings, text.device)
+    noises = draw_noises(seeds, [shape, *(tuple(ref.latent.shape[1:]) for ref in references)])
+    video = VideoState.begin(build_tokens(clip, kept, geometry, fps, references), noises, settings)
     parts = [_tile_tokens(tile, clip, kept, geometry, fps, references) for tile in tiles]
-    noises = draw_noises(seeds, [tuple(clip.shape[1:]) for clip in (target, *(ref.latent for ref in references))])
-    noise = torch.cat([to_tokens(part) for part in noises], dim=1).to(device)  # (B,N,C)
-    clean = layout.latent  # (B,N,C)
-    m = layout.sigma.gather(1, layout.level)[..., None]  # (B,N,1), denoise mask: 1 is denoised, 0 stays clean
-    x = torch.where(m > 0, (1 - sigmas[0]) * clean + sigmas[0] * noise, clean)
-    if not comfyui:
-        x = m * x + (1 - m) * clean
 
     def velocity(sigma: float) -> Callable[[Tokens, Tensor], Tensor]:
         return lambda tokens, latent: guided_velocity(
@@ -187,23 +180,62 @@ def sample(
         )
 
     def derivative(x: Tensor, sigma: float) -> Tensor:
-        """(x - x0) / sigma, in a form that does not subtract nearly equal numbers.
+        latent = video.model_input(x)
+        v = average(parts, latent, velocity(sigma)) if parts else velocity(sigma)(video.tokens, latent)
+        return video.slope(x, v, sigma)
+
+    x = SAMPLERS[settings.sampler](derivative, video.x, settings.sigmas, on_step)
+    return from_tokens(x[:, : prod(size)], size)
+
+
+class VideoState(NamedTuple):
+    """The video's tokens while they are sampled.
+
+    tokens: at noise level 1, so that a token's level is its denoise mask. x (B,N,C): before the first step. m (B,N,1):
+    denoise mask, 1 is denoised, 0 stays clean.
+    """
+
+    tokens: Tokens
+    x: Tensor
+    m: Tensor
+    comfyui: bool
+
+    @classmethod
+    def begin(cls, tokens: Tokens, noises: Sequence[Tensor], settings: SamplerSettings) -> VideoState:
+        """The tokens noised to the first level; noises (B,C,f,h,w): of the target and of each reference."""
+        clean, first, comfyui = tokens.latent, settings.sigmas[0], settings.blend == "comfyui"
+        noise = torch.cat([to_tokens(part) for part in noises], dim=1).to(clean.device)  # (B,N,C)
+        m = tokens.sigma.gather(1, tokens.level)[..., None]
+        x = torch.where(m > 0, (1 - first) * clean + first * noise, clean)
+        return cls(tokens, x if comfyui else m * x + (1 - m) * clean, m, comfyui)
+
+    def model_input(self, x: Tensor) -> Tensor:
+        """What the model sees (B,N,C)."""
+        return self.m * x + (1 - self.m) * self.tokens.latent if self.comfyui else x
+
+    def slope(self, x: Tensor, v: Tensor, sigma: float) -> Tensor:
+        """(x - x0) / sigma from the velocity v (B,N,C), in a form that does not subtract nearly equal numbers.
 
         Both blends give x0 = m y0 + (1 - m) clean, from the model's input y, its velocity v and its estimate y0:
         comfyui y = m x + (1 - m) clean, y0 = y - sigma v;  ltx (x was blended before the first step) y = x,
         y0 = y - m sigma v.
         """
-        model_input = m * x + (1 - m) * clean if comfyui else x
-        v = average(parts, model_input, velocity(sigma)) if parts else velocity(sigma)(layout, model_input)
-        if comfyui:
+        m, clean = self.m, self.tokens.latent
+        if self.comfyui:
             return m * v + (1 - m**2) * (x - clean) / sigma
         return m**2 * v + (1 - m) * (x - clean) / sigma
 
-    x = SAMPLERS[settings.sampler](derivative, x, sigmas, on_step)
-    return from_tokens(x[:, : prod(size)], size)
+
+def clean_clip(
+    start: Tensor | None, batch: int, shape: tuple[int, ...], settings: SamplerSettings, device: torch.device
+) -> Tensor:
+    """The clean latents (B,C,f,h,w) to begin from, zeros without `start`. ValueError if the first level needs some."""
+    if start is None and settings.sigmas[0] != 1:
+        raise ValueError(f"sigmas begin at {settings.sigmas[0]}: give the latents to start from")
+    return (torch.zeros(batch, *shape) if start is None else start).to(device, torch.float32)
 
 
-def _build_tokens(
+def build_tokens(
     target: Tensor, kept: KeptLatents | None, geometry: Geometry, fps: float | Tensor, references: Sequence[Reference]
 ) -> Tokens:
     """Clean tokens of target and references at noise level 1, so that a token's level is its denoise mask."""
@@ -248,6 +280,6 @@ def _tile_tokens(
         parts.append(replace(ref, latent=tile.cut(ref.latent, ref.downscale), attention_mask=mask))
         grids.append(((f, h, w), ref.downscale))
     part = None if kept is None else KeptLatents(tile.cut(kept.latent), tile.cut(kept.mask))
-    tokens = _build_tokens(tile.cut(target), part, geometry, fps, parts)
+    tokens = build_tokens(tile.cut(target), part, geometry, fps, parts)
     index, weight = token_places(tile, grids)
     return TokenTile(tokens, index.to(target.device), weight.to(target.device))

@@ -60,15 +60,21 @@ def open_adapter(settings: GenerateSettings, base: BaseModel, echo: Callable[[st
 
 
 def adapted_transformer(
-    base: BaseModel, adapter: Adapter, model: Model, device: torch.device, separate: bool = False
+    base: BaseModel,
+    adapter: Adapter,
+    model: Model,
+    device: torch.device,
+    separate: bool = False,
+    audio: bool = False,
 ) -> tuple[Transformer, int]:
-    """The transformer with the adapter, and the number of the adapter's audio modules, which are not used.
+    """The transformer with the adapter, and the number of the adapter's modules that are not used: without `audio`
+    those of the audio stream and of the attention between the streams.
 
     The adapter is merged into the weights. It stays a separate LoRA path with fp8 weights, whose rounding would lose
     part of the adapter; with weight offload, because offloaded weights are read-only; and if `separate`, so that its
     strength can change (`lora.set_strength`).
     """
-    transformer = build_transformer(base, model, device)
+    transformer = build_transformer(base, model, device, audio)
     if model.precision != "fp8" and not model.weight_offload and not separate:
         return transformer, fuse(transformer, [(adapter, 1.0)])
     num_audio = lora.load_adapter(transformer, adapter)

@@ -42,7 +42,7 @@ class KeptInputs:
     def check(self, settings: GenerateSettings, shape: VideoShape, temporal: int) -> None:
         """ConfigError if a clip is too short or too long for a video of `shape`; temporal: frames per latent frame."""
         latent_frames = (shape.frames - 1) // temporal + 1
-        before = 1 if self.first_frame else len(_prefix_numbers(self.prefix, shape.fps, temporal))
+        before = 1 if self.first_frame else len(prefix_numbers(self.prefix, shape.fps, temporal))
         after = len(_suffix_numbers(self.suffix, shape.fps, temporal))
         known = -(-before // temporal) + max(after - 1, 0) // temporal
         parts = [str(media.path) for media in (self.first_frame or self.prefix, self.suffix) if media is not None]
@@ -64,7 +64,7 @@ class KeptInputs:
         )
 
 
-def _prefix_numbers(media: InputMedia | None, fps: float, temporal: int) -> np.ndarray:
+def prefix_numbers(media: InputMedia | None, fps: float, temporal: int) -> np.ndarray:
     """The last temporal * k + 1 frames of a prefix, so that the new frames follow its end."""
     if media is None:
         return np.empty(0, int)
@@ -116,7 +116,7 @@ def encode_kept(
         numbers = _suffix_numbers(inputs.suffix, fps, vae.temporal)
         kept = keep(inputs.suffix, numbers, shape.frames - len(numbers), True)
     if inputs.prefix is not None:
-        kept = keep(inputs.prefix, _prefix_numbers(inputs.prefix, fps, vae.temporal), 0, False)
+        kept = keep(inputs.prefix, prefix_numbers(inputs.prefix, fps, vae.temporal), 0, False)
     if inputs.first_frame is not None:
         kept = keep(inputs.first_frame, np.array([0]), 0, False)
     return kept

@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from iclora_train.adapters.file import Adapter
 from iclora_train.config import require
+from iclora_train.config.paths import user_path
 from iclora_train.data.prompts import TEMPLATE_KEY, extra_fields, fill_template, with_trigger
 from iclora_train.generate.settings import GenerateSettings
 from iclora_train.generate.windows import Window
 from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.ltx2.text_features import TextFeatures
+
+
+class PromptFeatures(NamedTuple):
+    """Features of a prompt: of the video stream (1,T,D), and of the audio stream (1,T,D') where that is sampled."""
+
+    video: Tensor
+    audio: Tensor | None
+
+
+def read_text_features(
+    settings: GenerateSettings, base: BaseModel, prompts: Sequence[str], device: torch.device, audio: bool
+) -> tuple[list[PromptFeatures], PromptFeatures]:
+    """Features of the prompt of each window and of the negative prompt. Features in the cache are not encoded again.
+
+    audio: with those of the audio stream.
+    """
+    cache = TextFeatures(user_path(settings.cache), base, audio)
+    guided = settings.sample.guidance > 1 or (audio and settings.sample.audio_scales.guidance > 1)
+    captions = [*prompts, settings.negative_prompt] if guided else list(prompts)
+    cache.encode_missing(captions, device)
+    features = {
+        caption: PromptFeatures(
+            cache.read(caption)[None].to(device), cache.read_audio(caption)[None].to(device) if audio else None
+        )
+        for caption in dict.fromkeys(captions)
+    }
+    return [features[prompt] for prompt in prompts], features[captions[-1]]
 
 
 def window_prompts(

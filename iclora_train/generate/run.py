@@ -24,20 +24,20 @@ from iclora_train.core.progress import progress_bar, status
 from iclora_train.core.types import VideoShape
 from iclora_train.data.prompts import TEMPLATE_KEY, extra_fields
 from iclora_train.generate.adapters import adapted_transformer, open_adapter, published_use
+from iclora_train.generate.audio import AudioPlan, plan_audio
 from iclora_train.generate.guides import common_factor, missing_references, reference_layouts, unusual_places
 from iclora_train.generate.inputs import Inputs, check_references, require_references
 from iclora_train.generate.output import finished_windows, generation_record, refuse_existing, write_outputs
-from iclora_train.generate.prompts import describe_prompts, window_prompts
+from iclora_train.generate.prompts import PromptFeatures, describe_prompts, read_text_features, window_prompts
 from iclora_train.generate.seams import measure_seams
 from iclora_train.generate.settings import GenerateSettings
 from iclora_train.generate.size import SizeRules, video_shape
-from iclora_train.generate.stages import Stage, plan_stages, run_stage
+from iclora_train.generate.stages import Latents, Stage, plan_stages, run_stage
 from iclora_train.generate.tiling import describe_tiles, tiles_for
 from iclora_train.generate.video import Video
 from iclora_train.generate.windows import Window, describe_windows, plan_windows
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.build import compile_from_settings, vae_dtype
-from iclora_train.ltx2.text_features import TextFeatures
 from iclora_train.ltx2.vae.upsampler import LatentUpsampler
 
 Echo = Callable[[str], None]  # prints a line
@@ -67,20 +67,22 @@ def generate(settings: GenerateSettings) -> list[Path]:
     windows = plan_windows(settings, shape.frames, rules, base.geometry.temporal)
     inputs.kept.check(settings, shape, base.geometry.temporal)
     prompts = window_prompts(settings, adapter, base, windows)
+    tiles = tiles_for(settings, shape, base.geometry, factors[0])
+    audio = plan_audio(settings, base, adapter, inputs, shape, windows, tiles, device)
     _print_plan(settings, base, adapter, shape, rounded, prompts[0], device, echo)
     if len(windows) > 1:
         for line in [describe_windows(windows), *describe_prompts(prompts, windows)]:
             echo(line)
-    tiles = tiles_for(settings, shape, base.geometry, factors[0])
     if tiles:
         echo(describe_tiles(tiles, shape, base.geometry))
+    echo(audio.line)
     check_references(inputs, layouts, shape, base.geometry.temporal, len(windows) > 1, echo)
     for line in published_use(settings, shape):
         echo(line)
     for media in inputs.media:
         if media.changes:
             echo(f"{media.path}: {', '.join(media.changes)}")
-    files = _make_video(settings, base, adapter, inputs, shape, windows, prompts, device, echo)
+    files = _make_video(settings, base, adapter, inputs, shape, windows, prompts, audio, device, echo)
     echo(" ".join(map(str, files)))
     return files
 
@@ -93,28 +95,34 @@ def _make_video(
     shape: VideoShape,
     windows: Sequence[Window],
     prompts: Sequence[str],
+    audio: AudioPlan,
     device: torch.device,
     echo: Echo,
 ) -> list[Path]:
     """Encode, sample, decode and write. Returns the files that were written."""
-    texts, negative_text = read_text_features(settings, base, prompts, device)
+    texts, negative = read_text_features(settings, base, prompts, device, audio.geometry is not None)
     vae = base.vae(vae_dtype(settings.model.precision, device)).to(device)
     with status("encoding references"):
-        plans = plan_stages(settings, base, inputs, shape, windows, adapter, negative_text, vae)
+        plans = plan_stages(settings, base, inputs, shape, windows, adapter, negative, vae, audio)
     upsampler = LatentUpsampler.open(settings.upsampler, vae) if settings.upsampler else None
     vae.cpu()
     sigmas = [stage.sampler.sigmas for stage in plans[0]]
     record = generation_record(settings, base, inputs, shape, prompts, sigmas, device.type)
-    record["unused_modules"] = len(adapter.audio)
+    record["unused_modules"] = 0 if audio.geometry is not None else len(adapter.audio)
+    record["audio"] = {"mode": audio.mode, "stream": audio.geometry is not None}
     record["windows"] = [[window.start, window.end] for window in windows]
     video = Video(vae, device, windows, finished_windows(settings, record) if len(windows) > 1 else None)
+    sound: Tensor | None = None
     if video.finished < len(windows):
-        latent = denoise(settings, base, adapter, plans, video, texts, upsampler, echo)
+        latents = denoise(settings, base, adapter, plans, video, texts, upsampler, echo)
         with status("decoding"):
-            video.add(latent)
+            video.add(latents.video)
+            sound = latents.sound
     along = (media for media, layout in inputs.along(settings, adapter) if layout.temporal_scale == 1)
     record["seams"] = measure_seams(video.frames, windows, next(along, None), shape, echo)
-    files = write_outputs(settings, video.frames, shape.fps, record)
+    track = audio.track(base, shape, sound, device)
+    record["audio"]["rate"] = track and track[1].rate
+    files = write_outputs(settings, video.frames, shape.fps, record, track)
     video.forget()
     return files
 
@@ -150,38 +158,26 @@ def is_tuned(adapter: Adapter, model: str) -> bool:
     return (conf_dir() / "tuned" / f"{adapter.metadata.get('task')}-{model}.yaml").is_file()
 
 
-def read_text_features(
-    settings: GenerateSettings, base: BaseModel, prompts: Sequence[str], device: torch.device
-) -> tuple[list[Tensor], Tensor]:
-    """Features (1,T,D) of the prompt of each window and of the negative prompt. Features in the cache are not encoded
-    again."""
-    cache = TextFeatures(user_path(settings.cache), base)
-    captions = [*prompts, settings.negative_prompt] if settings.sample.guidance > 1 else list(prompts)
-    cache.encode_missing(captions, device)
-    features = {caption: cache.read(caption)[None].to(device) for caption in dict.fromkeys(captions)}
-    return [features[prompt] for prompt in prompts], features[captions[-1]]
-
-
 def denoise(
     settings: GenerateSettings,
     base: BaseModel,
     adapter: Adapter,
     plans: Sequence[Sequence[Stage]],
     video: Video,
-    texts: Sequence[Tensor],
+    texts: Sequence[PromptFeatures],
     upsampler: LatentUpsampler | None,
     echo: Echo,
-) -> Tensor:
+) -> Latents:
     """Sample the windows that the video does not have yet; `plans` has the stages of every window, `texts` the
-    features (1,T,D) of its prompt.
+    features of its prompt.
 
-    Returns the latents (1,C,f,h,w) of the last window, all others are in the video. The transformer is loaded here once
+    Returns the latents of the last window, all others are in the video. The transformer is loaded here once
     for all windows and freed on return.
     """
-    device, latent = texts[0].device, None
+    device, latents = texts[0].video.device, None
     with status("loading the transformer"):
-        separate = settings.refine_strength != 1
-        transformer, num_audio = adapted_transformer(base, adapter, settings.model, device, separate)
+        separate, audio = settings.refine_strength != 1, plans[0][0].sound is not None
+        transformer, num_audio = adapted_transformer(base, adapter, settings.model, device, separate, audio)
         compile_from_settings(transformer, base, settings.model)
     if num_audio:
         echo(f"{num_audio} audio modules of the adapters are not used: only the video stream is sampled")
@@ -192,16 +188,18 @@ def denoise(
     with progress_bar("sampling", sum(total), "step") as bar:
         bar.skip(sum(total[: video.finished]))
         for window, stages, text in list(zip(video.windows, plans, texts, strict=True))[video.finished :]:
-            if latent is not None:
-                video.add(latent)
-                latent = None
+            if latents is not None:
+                video.add(latents.video)
+                latents = None
             for stage in video.begin(window, stages):
-                start = None if latent is None or upsampler is None else upsampler.to(device)(latent)
+                start = None
+                if latents is not None and upsampler is not None:
+                    start = Latents(upsampler.to(device)(latents.video), latents.sound)
                 started = synced_time(device)
-                latent = run_stage(transformer, base.geometry, stage, text, settings.seed, start, bar)
+                latents = run_stage(transformer, base.geometry, stage, text, settings.seed, start, bar)
                 steps = seconds.setdefault(stage.shape.bucket, [])
                 steps += [(synced_time(device) - started) / max(stage.steps, 1)] * stage.steps
     for bucket, steps in seconds.items():
         echo(f"{bucket}: {len(steps)} steps of {np.mean(steps or [0.0]):.2f} s")
-    assert latent is not None
-    return latent
+    assert latents is not None
+    return latents

@@ -17,6 +17,7 @@ from iclora_train.config.settings import RENAMED_KEYS
 # Sections that only training reads; conf= and model= may set them too.
 TRAINING_SECTIONS = ("data", "optim", "trainer", "validation", "eval", "logger")
 _LARGEST = 1000  # strength; excludes infinity and NaN
+AUDIO_MODES = ("generate", "copy", "reference", "none")
 EXAMPLES = {"adapter": "adapter.safetensors", "out": "out.mp4"}
 
 
@@ -60,6 +61,8 @@ class GenerateSettings:
     upsampler: str | None = None  # of two stages
     refine_reference: bool = False  # the second stage sees the references too
     refine_strength: float = 1.0  # of the adapters in the second stage, relative to adapter_strength; 0: off
+    audio: str = "none"  # sound of the file: generate, copy, reference, none (docs/generate.md)
+    audio_source: str | None = None  # a clip or sound file for copy and reference; null: source, prefix or reference
     out: str = MISSING
     frames_out: str | None = None
     overwrite: bool = False
@@ -81,6 +84,11 @@ class GenerateSettings:
         one_of("blend", self.blend, ("comfyui", "ltx"))
         one_of("fit", self.fit, ("crop", "stretch"))
         one_of("device", self.device, ("auto", "cpu", "cuda"))
+        one_of("audio", self.audio, AUDIO_MODES)
+        require(
+            self.audio_source is None or self.audio in ("copy", "reference"),
+            f"audio_source={self.audio_source} is for audio=copy and audio=reference, and audio={self.audio}",
+        )
         self._check_sizes()
         self._check_prompts()
         self.out = expand_home(self.out)
@@ -258,9 +266,10 @@ def to_settings(composed: DictConfig) -> GenerateSettings:
 
 def settings_from_record(record: dict[str, Any]) -> GenerateSettings:
     """The settings of a video's JSON record, to make the video again. Keys of version 0.1 are read under their new
-    names."""
+    names. A record from before sound could be sampled has the video stream alone."""
     settings = OmegaConf.create(record["settings"])
     assert isinstance(settings, DictConfig)
+    settings.model.setdefault("audio", "off")
     for old, new in RENAMED_KEYS.items():
         section, _, key = old.partition(".")
         if key in settings[section]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,16 +14,19 @@ from iclora_train.adapters import lora
 from iclora_train.adapters.file import Adapter
 from iclora_train.config import require
 from iclora_train.core.progress import ProgressBar
-from iclora_train.core.types import Geometry, VideoShape
-from iclora_train.diffusion.guidance import Guidance
+from iclora_train.core.types import AudioGeometry, Geometry, VideoShape
+from iclora_train.diffusion.guidance import AudioGuidance, Guidance
+from iclora_train.diffusion.joint_sampler import AudioStream, sample_with_sound
 from iclora_train.diffusion.kept_latents import KeptLatents
 from iclora_train.diffusion.noise_schedule import DISTILLED_STAGE2
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.diffusion.tiles import Tile
+from iclora_train.generate.audio import AudioPlan
 from iclora_train.generate.guides import common_factor, reference_layouts
 from iclora_train.generate.input_media import fit_frame
 from iclora_train.generate.inputs import Inputs, encode_references
 from iclora_train.generate.kept import encode_frames, encode_kept
+from iclora_train.generate.prompts import PromptFeatures
 from iclora_train.generate.settings import GenerateSettings
 from iclora_train.generate.tiling import tiles_for
 from iclora_train.generate.windows import Window
@@ -31,11 +35,28 @@ from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 
 
+class Latents(NamedTuple):
+    """What a stage samples: the video (1,C,f,h,w), and its sound (1,C,l,m) where the audio stream is sampled."""
+
+    video: Tensor
+    sound: Tensor | None
+
+
+@dataclass(frozen=True)
+class StageSound:
+    """The audio stream of a stage: l = `frames` latent frames. given (1,C,l,m): the sound that the model gets."""
+
+    geometry: AudioGeometry
+    frames: int
+    given: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Stage:
     """One run of the sampler: the window's size in pixels, the sampler's settings, references and kept parts.
 
-    strength: of the adapter, relative to `adapter_strength`. tiles: none if the picture is sampled as a whole.
+    strength: of the adapter, relative to `adapter_strength`. tiles: none if the picture is sampled as a whole. sound:
+    None if the video stream is sampled alone.
     """
 
     shape: VideoShape
@@ -44,6 +65,7 @@ class Stage:
     kept: KeptLatents | None
     strength: float = 1.0
     tiles: Sequence[Tile] = ()
+    sound: StageSound | None = None
 
     @property
     def steps(self) -> int:
@@ -66,11 +88,16 @@ def plan_stages(
     shape: VideoShape,
     windows: Sequence[Window],
     adapter: Adapter,
-    negative_text: Tensor,
+    negative: PromptFeatures,
     vae: VideoVAE,
+    audio: AudioPlan,
 ) -> list[list[Stage]]:
     """The stages of every window of a video of `shape`. ConfigError if `regenerate` covers nothing in any of them."""
-    plans = [_plan_window(settings, base, inputs, shape, w, adapter, negative_text, vae) for w in windows]
+    sounds = audio.given(base, shape, windows)
+    plans = [
+        _plan_window(settings, base, inputs, shape, window, adapter, negative, vae, audio, given)
+        for window, given in zip(windows, sounds, strict=True)
+    ]
     require(
         settings.source is None or any(stage.steps for stages in plans for stage in stages),
         f"regenerate={settings.regenerate} covers no part of the video: white is made anew",
@@ -85,14 +112,16 @@ def _plan_window(
     shape: VideoShape,
     window: Window,
     adapter: Adapter,
-    negative_text: Tensor,
+    negative: PromptFeatures,
     vae: VideoVAE,
+    audio: AudioPlan,
+    given: Tensor | None,
 ) -> list[Stage]:
-    """The stages of a window of a video of `shape`: one, or two with an upsampler.
+    """The stages of a window of a video of `shape`: one, or two with an upsampler. given: its sound (1,C,l,m).
 
     With two stages, the first samples at half the width and height. The second refines the enlarged latents in the last
     steps of the distilled schedule, without guidance, and without references unless `refine_reference` is set (as in
-    ltx-pipelines and ComfyUI's workflows).
+    ltx-pipelines and ComfyUI's workflows). It refines the sound too, as ltx-pipelines' pipeline for IC-LoRAs does.
     """
     shapes = [shape]
     if settings.upsampler:
@@ -111,44 +140,53 @@ def _plan_window(
         settings.flow,
         tiles[0][0].size(size) if tiles[0] else size,
         num_blocks,
-        negative_text,
+        negative.video,
         settings.between,
         settings.blend,
     )
-    stage = Stage(replace(shapes[0], frames=window.frames), sampler, references(shapes[0]), kept[0], 1.0, tiles[0])
+    sound = None
+    if audio.geometry is not None:
+        sampler = replace(sampler, audio=AudioGuidance.from_config(settings.sample, negative.audio))
+        frames = audio.geometry.latent_frames(window.frames, shape.fps)
+        sound = StageSound(audio.geometry, frames, given)
+    first = replace(shapes[0], frames=window.frames)
+    stage = Stage(first, sampler, references(shapes[0]), kept[0], 1.0, tiles[0], sound)
     if not settings.upsampler:
         return [stage]
-    refine = replace(sampler, sigmas=DISTILLED_STAGE2, guidance=Guidance())
+    refine = replace(sampler, sigmas=DISTILLED_STAGE2, guidance=Guidance(), audio=AudioGuidance())
     again = references(shape) if settings.refine_reference else ()
     full = replace(shape, frames=window.frames)
-    return [stage, Stage(full, refine, again, kept[1], settings.refine_strength, tiles[1])]
+    return [stage, Stage(full, refine, again, kept[1], settings.refine_strength, tiles[1], sound)]
 
 
 def run_stage(
     transformer: Transformer,
     geometry: Geometry,
     stage: Stage,
-    text: Tensor,
+    text: PromptFeatures,
     seed: int,
-    start: Tensor | None,
+    start: Latents | None,
     bar: ProgressBar,
-) -> Tensor:
-    """Latents (1,C,f,h,w) of a stage. What is kept as a whole is not sampled. Each step advances the bar."""
-    shape = stage.shape
+) -> Latents:
+    """The latents of a stage. What is kept as a whole is not sampled. Each step advances the bar.
+
+    start: enlarged latents of the stage before, and its sound.
+    """
+    shape, sound = stage.shape, stage.sound
     if stage.kept is not None and stage.steps == 0:
-        return stage.kept.latent.to(text.device)
+        return Latents(stage.kept.latent.to(text.video.device), None)
     lora.set_strength(transformer, stage.strength)
-    return sample(
-        transformer,
-        text,
-        geometry.latent_size(shape.frames, shape.height, shape.width),
-        geometry,
-        shape.fps,
-        stage.sampler,
-        [seed],
-        stage.references,
-        stage.kept,
-        start,
-        on_step=lambda step: bar.advance(),
-        tiles=stage.tiles,
-    )
+    size = geometry.latent_size(shape.frames, shape.height, shape.width)
+    given = (transformer, text.video, size, geometry, shape.fps, stage.sampler, [seed])
+    begin = None if start is None else start.video
+
+    def advance(step: int) -> None:
+        bar.advance()
+
+    before = None if start is None else start.sound
+    if sound is None or (begin is not None and before is None and sound.given is None):
+        video = sample(*given, stage.references, stage.kept, begin, on_step=advance, tiles=stage.tiles)
+        return Latents(video, None)
+    assert text.audio is not None
+    audio = AudioStream(sound.geometry, sound.frames, text.audio, sound.given, before)
+    return Latents(*sample_with_sound(*given, audio, stage.references, stage.kept, begin, on_step=advance))

@@ -1,0 +1,115 @@
+"""Sample video and sound together: both streams are denoised in the same steps, on the same noise levels.
+
+As in ltx-pipelines and diffusers, the levels follow the video's number of tokens, and the sound has them too. Sound
+that is given stays clean at noise level 0, and the video is made for it (ltx-pipelines' `a2vid`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from iclora_train.core.types import AudioGeometry, AudioTokens, Geometry
+from iclora_train.diffusion.guidance import guided_velocities
+from iclora_train.diffusion.kept_latents import KeptLatents
+from iclora_train.diffusion.reference import from_tokens
+from iclora_train.diffusion.sampler import (
+    SAMPLERS,
+    Reference,
+    SamplerSettings,
+    VideoState,
+    build_tokens,
+    clean_clip,
+    draw_noises,
+)
+from iclora_train.ltx2.audio.tokens import to_latent, to_tokens, token_times
+from iclora_train.ltx2.model.transformer import AudioInput, Transformer
+
+
+@dataclass(frozen=True)
+class AudioStream:
+    """The sound of a batch of clips: l = `frames` latent frames.
+
+    text (B,T,D'): features of the audio stream. given (B,C,l,m): clean latents that stay as they are. start (B,C,l,m):
+    clean latents to begin from, noised to the first level.
+    """
+
+    geometry: AudioGeometry
+    frames: int
+    text: Tensor
+    given: Tensor | None = None
+    start: Tensor | None = None
+
+    def tokens(self, batch: int) -> AudioTokens:
+        """The clean tokens at noise level 1, or at 0 where the sound is given."""
+        clean = self.given if self.given is not None else self.start
+        if clean is None:
+            clean = torch.zeros(batch, self.geometry.channels, self.frames, self.geometry.bins)
+        device = self.text.device
+        latent = to_tokens(clean).to(device, torch.float32)
+        zeros = torch.zeros(latent.shape[:2], dtype=torch.long, device=device)
+        return AudioTokens(
+            latent=latent,
+            sigma=torch.full((batch, 1), float(self.given is None), device=device),
+            level=zeros,
+            position=token_times(self.geometry, self.frames, device).expand(batch, -1, -1, -1),
+            group=zeros[0],
+            loss_mask=zeros == 0,
+        )
+
+
+@torch.no_grad()
+def sample_with_sound(
+    transformer: Transformer,
+    text: Tensor,
+    size: tuple[int, int, int],
+    geometry: Geometry,
+    fps: float | Tensor,
+    settings: SamplerSettings,
+    seeds: Sequence[int],
+    audio: AudioStream,
+    references: Sequence[Reference] = (),
+    kept: KeptLatents | None = None,
+    start: Tensor | None = None,
+    on_step: Callable[[int], None] = lambda i: None,
+) -> tuple[Tensor, Tensor]:
+    """Latent clips (B,C,f,h,w) and their sound (B,C,l,m). The arguments are those of `sampler.sample`.
+
+    The noise of the sound is drawn after that of video and references, which is the same as without sound.
+    """
+    shape, batch = (geometry.channels, *size), len(seeds)
+    clip, heard = clean_clip(start, batch, shape, settings, text.device), audio.tokens(batch)
+    if settings.sigmas[0] != 1 and audio.start is None and audio.given is None:
+        raise ValueError(f"sigmas begin at {settings.sigmas[0]}: give the sound to start from")
+    sound_shape = (audio.geometry.channels, audio.frames, audio.geometry.bins)
+    shapes = [shape, *(tuple(ref.latent.shape[1:]) for ref in references), sound_shape]
+    *noises, sound_noise = draw_noises(seeds, shapes)
+    video = VideoState.begin(build_tokens(clip, kept, geometry, fps, references), noises, settings)
+    m, first = heard.sigma[..., None], settings.sigmas[0]  # (B,1,1)
+    level = first * m
+    sound = (1 - level) * heard.latent + level * to_tokens(sound_noise).to(heard.latent)
+    count = video.x[0].numel()
+    guidance = settings.audio if audio.given is None else settings.audio.of_given_sound()
+
+    def derivative(state: Tensor, sigma: float) -> Tensor:
+        """Of both streams in one vector (B,NC+nc), so that every sampler works on both."""
+        x, sound = state[:, :count].view_as(video.x), state[:, count:].view_as(heard.latent)
+        v, sound_v = guided_velocities(
+            transformer,
+            replace(video.tokens, latent=video.model_input(x), sigma=sigma * video.tokens.sigma),
+            text,
+            settings.guidance,
+            settings.between,
+            AudioInput(replace(heard, latent=sound, sigma=sigma * heard.sigma), audio.text),
+            guidance,
+        )
+        return torch.cat([video.slope(x, v, sigma).flatten(1), (m * sound_v).flatten(1)], dim=1)
+
+    state = torch.cat([video.x.flatten(1), sound.flatten(1)], dim=1)
+    state = SAMPLERS[settings.sampler](derivative, state, settings.sigmas, on_step)
+    x, sound = state[:, :count].view_as(video.x), state[:, count:].view_as(heard.latent)
+    return from_tokens(x[:, : prod(size)], size), to_latent(sound, audio.geometry)

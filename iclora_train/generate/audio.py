@@ -1,0 +1,214 @@
+"""The audio stream and the sound of a video: whether the stream is sampled, where sound comes from, what is written.
+
+`model.audio` says whether the model sees both streams, `audio` what the file plays. Sound that is kept (copy,
+reference) is never decoded from latents: the file has the source's own samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from iclora_train.adapters.file import Adapter
+from iclora_train.config import ConfigError, Model, require
+from iclora_train.config.paths import user_path
+from iclora_train.core.types import AudioGeometry, Sound, VideoShape
+from iclora_train.diffusion.tiles import Tile
+from iclora_train.generate.input_media import InputMedia
+from iclora_train.generate.inputs import Inputs
+from iclora_train.generate.kept import prefix_numbers
+from iclora_train.generate.settings import GenerateSettings
+from iclora_train.generate.windows import Window
+from iclora_train.ltx2.audio.codec import AudioCodec, audio_geometry, has_audio
+from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.ltx2.build import base_dtype
+from iclora_train.media.frame_times import exact_rate
+from iclora_train.media.sound import probe_sound, read_sound
+from iclora_train.media.sound_track import KeptSound, kept_or_read
+
+RESERVE = 4 << 30  # bytes that weights leave free on a GPU at least, for the activations of a short clip
+
+
+@dataclass(frozen=True)
+class SoundSource:
+    """Sound of a file that the video keeps; start: seconds after its first frame at which the video begins."""
+
+    media: str
+    start: Fraction
+
+    def read(self, begin: Fraction, seconds: Fraction, rate: int) -> Sound:
+        """`seconds` of sound from the video's time `begin` on, at a rate."""
+        return read_sound(user_path(self.media), self.start + begin, seconds, rate)
+
+
+@dataclass(frozen=True)
+class AudioPlan:
+    """geometry: of the audio stream; None if the video stream is sampled alone. source: of sound that is kept.
+
+    line: what is done, for the user.
+    """
+
+    mode: str
+    geometry: AudioGeometry | None
+    source: SoundSource | None
+    line: str
+
+    def given(self, base: BaseModel, shape: VideoShape, windows: Sequence[Window]) -> list[Tensor | None]:
+        """With audio=reference the latents (1,C,l,m) of the source's sound in each window, else None for each."""
+        if self.mode != "reference":
+            return [None] * len(windows)
+        assert self.source is not None
+        assert self.geometry is not None
+        codec, rate = AudioCodec.open(base.checkpoint), exact_rate(shape.fps)
+        latents: list[Tensor | None] = []
+        for window in windows:
+            frames = self.geometry.latent_frames(window.frames, shape.fps)
+            begin, seconds = window.start / rate, window.frames / rate
+            latents.append(codec.encode(self.source.read(begin, seconds, self.geometry.sample_rate), frames))
+        return latents
+
+    def track(
+        self, base: BaseModel, shape: VideoShape, latent: Tensor | None, device: torch.device
+    ) -> tuple[Sound | KeptSound, Sound] | None:
+        """The sound of the mp4 and of the wav, as long as the video; None for a silent file. latent (1,C,l,m)."""
+        seconds = shape.frames / exact_rate(shape.fps)
+        if self.source is not None:
+            path = user_path(self.source.media)
+            return kept_or_read(path, self.source.start, seconds), read_sound(path, self.source.start, seconds)
+        if self.mode == "none":
+            return None
+        if latent is None:  # of a small region, which the first stage does not have
+            raise ConfigError("audio=generate: the first stage keeps all of source and makes no sound: unset upsampler")
+        sound = AudioCodec.open(base.checkpoint).to(device).decode(latent.to(device)).fitted(seconds)
+        return sound, sound
+
+
+def plan_audio(
+    settings: GenerateSettings,
+    base: BaseModel,
+    adapter: Adapter,
+    inputs: Inputs,
+    shape: VideoShape,
+    windows: Sequence[Window],
+    tiles: Sequence[Tile],
+    device: torch.device,
+) -> AudioPlan:
+    """The plan of a video. ConfigError names the setting that does not fit the base, the source or the other ones."""
+    mode, wanted = settings.audio, settings.model.audio
+    needed = mode in ("generate", "reference")
+    require(
+        not (needed and wanted == "off"),
+        f"audio={mode} samples the audio stream: set model.audio=auto or on, or another audio=",
+    )
+    require(
+        mode != "generate" or len(windows) == 1,
+        "audio=generate works for a video in one piece: sound of windows does not join. Leave out window_frames, or "
+        "set audio=copy or audio=reference",
+    )
+    source = _source(settings, inputs, adapter, shape, base) if mode in ("copy", "reference") else None
+    obstacle = _obstacle(base, settings.model, tiles, device)
+    if needed or wanted == "on":
+        require(obstacle is None or obstacle.startswith("its weights"), _refusal(settings, base, obstacle))
+        obstacle = None
+        base.checkpoint.transformer(audio=True)  # raises ConfigError if the base is the video stream alone
+    elif wanted == "off":
+        obstacle = "model.audio=off"
+    if mode == "generate":
+        base.checkpoint.component("vocoder")
+    stream = "the video stream alone" if obstacle else "video and audio streams"
+    words = {
+        "generate": "sound is generated",
+        "copy": f"sound of {source and source.media} is kept",
+        "reference": f"sound of {source and source.media} is given to the model and kept",
+        "none": "the file is silent",
+    }
+    line = f"audio: {stream}{f' ({obstacle})' if obstacle else ''}; {words[mode]}"
+    return AudioPlan(mode, None if obstacle else audio_geometry(base.checkpoint), source, line)
+
+
+def _refusal(settings: GenerateSettings, base: BaseModel, obstacle: str | None) -> str:
+    """Why the audio stream cannot be sampled, with the setting that asks for it."""
+    asked = f"audio={settings.audio}" if settings.audio in ("generate", "reference") else "model.audio=on"
+    remedy = "set model.audio=auto" if asked.startswith("model") else "set audio=copy or audio=none"
+    return f"{asked}: {base.name} cannot sample the audio stream here: {obstacle}; {remedy}"
+
+
+def _obstacle(base: BaseModel, model: Model, tiles: Sequence[Tile], device: torch.device) -> str | None:
+    """Why the audio stream is not sampled, in words; None if nothing is in the way."""
+    if not base.has_audio_half:
+        return "the checkpoint has no audio half; an official one has it"
+    if not has_audio(base.checkpoint):
+        return "the checkpoint has no audio VAE or vocoder: set model.audio_vae to their file"
+    if tiles:
+        return "tiles are sampled without sound: leave out tile_width and tile_height for it"
+    if device.type == "cuda":
+        free, needed = torch.cuda.mem_get_info(device)[0], weight_bytes(base, model, audio=True) + RESERVE
+        if needed > free and weight_bytes(base, model, audio=False) + RESERVE <= free:
+            return f"its weights would leave no room: {needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free"
+    return None
+
+
+def weight_bytes(base: BaseModel, model: Model, audio: bool) -> int:
+    """Bytes of the transformer's weights on the GPU: without the blocks of model.weight_offload; in fp8 a byte per
+    weight of a block's linear."""
+    blocks = base.config["transformer"]["num_layers"]
+    on_gpu = max(blocks - model.weight_offload, 0) / blocks
+    total, full = 0.0, base_dtype(model.precision).itemsize
+    for name, shape in base.checkpoint.transformer(audio).shapes.items():
+        in_block = name.startswith("transformer_blocks.")
+        size = 1 if in_block and len(shape) == 2 and model.precision == "fp8" else full
+        total += torch.Size(shape).numel() * size * (on_gpu if in_block else 1)
+    return round(total)
+
+
+def _source(
+    settings: GenerateSettings, inputs: Inputs, adapter: Adapter, shape: VideoShape, base: BaseModel
+) -> SoundSource:
+    """The file whose sound is kept: `audio_source`, else `source`, `prefix`, or the first reference along the video.
+
+    ConfigError if there is none, or if it has no sound.
+    """
+    key, name, start = _named_source(settings, inputs, adapter, shape, base)
+    try:
+        track = probe_sound(user_path(name))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from error
+    require(
+        track is not None,
+        f"{key}={name} has no sound, and audio={settings.audio} keeps it: give a clip with sound, set audio_source to "
+        "a file with it, or audio=none",
+    )
+    return SoundSource(name, start)
+
+
+def _named_source(
+    settings: GenerateSettings, inputs: Inputs, adapter: Adapter, shape: VideoShape, base: BaseModel
+) -> tuple[str, str, Fraction]:
+    """The setting, the file, and the time at which the video begins in it."""
+    if settings.audio_source is not None:
+        require(
+            user_path(settings.audio_source).is_file(),
+            f"audio_source={settings.audio_source} is not a file: give a clip or a sound file",
+        )
+        return "audio_source", settings.audio_source, Fraction(0)
+    if settings.source is not None and _is_video(inputs.kept.source):
+        return "source", settings.source, Fraction(0)
+    if settings.prefix is not None and _is_video(inputs.kept.prefix):
+        skipped = len(inputs.kept.prefix.frame_numbers(shape.fps)) if inputs.kept.prefix else 0
+        skipped -= len(prefix_numbers(inputs.kept.prefix, shape.fps, base.geometry.temporal))
+        return "prefix", settings.prefix, skipped / exact_rate(shape.fps)
+    along = next((media for media, _ in inputs.along(settings, adapter) if _is_video(media)), None)
+    if along is None:
+        raise ConfigError(
+            f"audio={settings.audio}: no source, no prefix and no reference along the video is a clip: set "
+            "audio_source=FILE, a clip or a sound file, or audio=none"
+        )
+    return "reference", str(along.path), Fraction(0)
+
+
+def _is_video(media: InputMedia | None) -> bool:
+    return media is not None and media.times is not None
