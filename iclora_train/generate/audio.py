@@ -27,8 +27,9 @@ from iclora_train.ltx2.audio.codec import AudioCodec, audio_geometry, has_audio
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import base_dtype
 from iclora_train.media.frame_times import exact_rate
+from iclora_train.media.kept_sound import kept_or_read
 from iclora_train.media.sound import probe_sound, read_sound
-from iclora_train.media.sound_track import KeptSound, kept_or_read
+from iclora_train.media.sound_track import KeptSound
 
 RESERVE = 4 << 30  # bytes that weights leave free on a GPU at least, for the activations of a short clip
 
