@@ -28,7 +28,7 @@ from iclora_train.diffusion.clean_cells import CleanCells
 from iclora_train.diffusion.flow_matching import masked_loss
 from iclora_train.diffusion.kept_latents import mask_to_cells
 from iclora_train.diffusion.reference import mask_to_grid, target_tokens
-from iclora_train.diffusion.sampler import Reference, _build_tokens, _tile_tokens
+from iclora_train.diffusion.sampler import Reference, _tile_tokens, clip_tokens
 from iclora_train.diffusion.tiles import Tile
 from iclora_train.diffusion.training_inputs import RandomDraws, build_tokens
 from iclora_train.generate import guides
@@ -61,7 +61,7 @@ def levels(tokens: Tokens) -> Tensor:
 
 def tokens_with(size: tuple[int, int, int], fps: float, *references: Reference) -> Tokens:
     """The tokens of a sampled target of noise level 1 and of references."""
-    return _build_tokens(torch.zeros(1, 4, *size), None, LTX, fps, references)
+    return clip_tokens(torch.zeros(1, 4, *size), None, LTX, fps, references)
 
 
 @pytest.mark.parametrize("case", UPSTREAM["targets"])

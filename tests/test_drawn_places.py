@@ -37,7 +37,7 @@ from iclora_train.data.batch import Batch, collate
 from iclora_train.data.shard_sample import ClipRecord, _places
 from iclora_train.data.shards import ShardSet
 from iclora_train.diffusion.random_draws import draw_random, step_generator
-from iclora_train.diffusion.sampler import Reference, _build_tokens
+from iclora_train.diffusion.sampler import Reference, clip_tokens
 from iclora_train.diffusion.training_inputs import build_tokens
 from iclora_train.generate.guides import reference_layouts, unusual_places
 from iclora_train.ltx2.base_model import BaseModel
@@ -208,7 +208,7 @@ def test_each_clip_of_a_batch_has_its_own_place() -> None:
 def test_training_and_the_sampler_place_it_alike() -> None:
     frames = torch.tensor([3, 11])
     reference = Reference.of_task(torch.zeros(2, 3, 1, *SIZE[1:]), ANY, places=frames)
-    tokens = _build_tokens(torch.zeros(2, 3, *SIZE), None, GEOMETRY, 25.0, [reference])
+    tokens = clip_tokens(torch.zeros(2, 3, *SIZE), None, GEOMETRY, 25.0, [reference])
     assert torch.equal(tokens.position[:, :, math.prod(SIZE) :], positions(ANY, batch_of([3, 11])))
 
 

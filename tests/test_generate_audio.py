@@ -33,6 +33,7 @@ from tests.clips import moving, write_clip
 from tests.command import run
 from tests.test_generate import generate_pixels, pixels, settings_for, write_adapter
 from tests.test_sound import tone
+from tests.tiny import composed
 
 FRAMES, FPS = 9, 25
 SECONDS = Fraction(FRAMES, FPS)
@@ -269,3 +270,10 @@ def test_the_estimate_of_the_weights_is_what_is_loaded(assets: Path) -> None:
         assert weight_bytes(base, model, audio) == sum(p.nbytes for p in net.parameters())
     halved = weight_bytes(base, replace(model, weight_offload=1), True)
     assert halved < weight_bytes(base, model, True)
+
+
+def test_training_and_eval_refuse_the_audio_stream_instead_of_leaving_it_out() -> None:
+    with pytest.raises(ConfigError, match=r"model.audio=on: only generate samples the audio stream so far"):
+        composed("conf=deblur", "model.audio=on")
+    assert composed("conf=deblur", "model.audio=off").model.audio == "off"
+    assert Model(name="a", checkpoint="b", audio="True").audio == "on"  # `audio: on` in a YAML file

@@ -13,7 +13,7 @@ import torch
 from iclora_train.adapters.file import Adapter
 from iclora_train.config import ConfigError, Model
 from iclora_train.core.types import VideoShape
-from iclora_train.diffusion.sampler import Reference, _build_tokens
+from iclora_train.diffusion.sampler import Reference, clip_tokens
 from iclora_train.generate.guides import reference_layouts
 from iclora_train.generate.inputs import Inputs, encode_references
 from iclora_train.generate.kept import encode_frames
@@ -88,7 +88,7 @@ def test_a_clip_begins_with_a_latent_frame_and_ends_with_the_video(
         assert torch.equal(reference.latent, encode_frames(doubled, vae)[:, :, 1:])
         assert reference.latent.shape[2] == count // 4
     latent = torch.zeros(1, vae.channels, 5, 4, 4)
-    tokens = _build_tokens(latent, None, vae.geometry, SHAPE.fps, [reference])
+    tokens = clip_tokens(latent, None, vae.geometry, SHAPE.fps, [reference])
     frames = tokens.position[0, 0, 80:] * SHAPE.fps  # of the video
     assert (frames.min().item(), frames.max().item()) == pytest.approx((start, start + count))
 

@@ -62,7 +62,7 @@ class Model:
     compile: bool | None = None  # torch.compile for the blocks; null: on a GPU, except for nano
     cuda_graphs: bool = True  # compiled blocks on a GPU without offload: replay a training step as CUDA graphs
     weight_offload: int = 0  # number of blocks whose weights stay in host memory: slower, less GPU memory
-    audio: str = "auto"  # audio stream beside the video's: on, off; auto: off in training, on in generate where it fits
+    audio: str = "auto"  # audio stream beside the video's: on, off; auto: on in generate where it fits, off elsewhere
     precision: str = "auto"  # bf16 if the machine computes it natively, else fp32; fp8: the blocks' weights in fp8
     lora: Lora = field(default_factory=Lora)
 
@@ -237,6 +237,10 @@ class Config:
 
     def __post_init__(self) -> None:
         one_of("export_dtype", self.export_dtype, ("bf16", "fp32"))
+        require(
+            self.model.audio != "on",
+            "model.audio=on: only generate samples the audio stream so far; set model.audio=auto or off",
+        )
         if not self.task.has_reference:
             check_sections(self.flow, self.data.references, self.data.sources)
         if self.share is not None:

@@ -22,8 +22,8 @@ from iclora_train.diffusion.sampler import (
     Reference,
     SamplerSettings,
     VideoState,
-    build_tokens,
     clean_clip,
+    clip_tokens,
     draw_noises,
 )
 from iclora_train.ltx2.audio.tokens import to_latent, to_tokens, token_times
@@ -88,7 +88,7 @@ def sample_with_sound(
     sound_shape = (audio.geometry.channels, audio.frames, audio.geometry.bins)
     shapes = [shape, *(tuple(ref.latent.shape[1:]) for ref in references), sound_shape]
     *noises, sound_noise = draw_noises(seeds, shapes)
-    video = VideoState.begin(build_tokens(clip, kept, geometry, fps, references), noises, settings)
+    video = VideoState.begin(clip_tokens(clip, kept, geometry, fps, references), noises, settings)
     m, first = heard.sigma[..., None], settings.sigmas[0]  # (B,1,1)
     level = first * m
     sound = (1 - level) * heard.latent + level * to_tokens(sound_noise).to(heard.latent)

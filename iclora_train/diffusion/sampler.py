@@ -167,7 +167,7 @@ def sample(
     shape = (geometry.channels, *size)
     clip = clean_clip(start, len(seeds), shape, settings, text.device)
     noises = draw_noises(seeds, [shape, *(tuple(ref.latent.shape[1:]) for ref in references)])
-    video = VideoState.begin(build_tokens(clip, kept, geometry, fps, references), noises, settings)
+    video = VideoState.begin(clip_tokens(clip, kept, geometry, fps, references), noises, settings)
     parts = [_tile_tokens(tile, clip, kept, geometry, fps, references) for tile in tiles]
 
     def velocity(sigma: float) -> Callable[[Tokens, Tensor], Tensor]:
@@ -235,7 +235,7 @@ def clean_clip(
     return (torch.zeros(batch, *shape) if start is None else start).to(device, torch.float32)
 
 
-def build_tokens(
+def clip_tokens(
     target: Tensor, kept: KeptLatents | None, geometry: Geometry, fps: float | Tensor, references: Sequence[Reference]
 ) -> Tokens:
     """Clean tokens of target and references at noise level 1, so that a token's level is its denoise mask."""
@@ -280,6 +280,6 @@ def _tile_tokens(
         parts.append(replace(ref, latent=tile.cut(ref.latent, ref.downscale), attention_mask=mask))
         grids.append(((f, h, w), ref.downscale))
     part = None if kept is None else KeptLatents(tile.cut(kept.latent), tile.cut(kept.mask))
-    tokens = build_tokens(tile.cut(target), part, geometry, fps, parts)
+    tokens = clip_tokens(tile.cut(target), part, geometry, fps, parts)
     index, weight = token_places(tile, grids)
     return TokenTile(tokens, index.to(target.device), weight.to(target.device))
