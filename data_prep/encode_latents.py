@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_prep.sound import encode_sound
 from iclora_train.config import Config, ConfigError
 from iclora_train.core.copy_stream import CopyStream
 from iclora_train.core.device import default_device
 from iclora_train.core.types import LatentPair, Pair, VideoShape
 from iclora_train.data.shard_sample import Members, pack_latents
 from iclora_train.diffusion.kept_latents import mask_to_levels
+from iclora_train.ltx2.audio.codec import open_audio_vae
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.text_features import TextFeatures
 from iclora_train.media.pixels import from_uint8
@@ -51,18 +53,21 @@ class LatentEncoder:
     """
 
     def __init__(self, base: BaseModel, texts: TextFeatures, precision: str | None = None) -> None:
+        """texts: with the features of the audio stream (`TextFeatures.audio`), if sound is to be encoded too."""
         device = default_device()
         self.device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.vae, self.texts = base.vae(dtype).to(self.device), texts
         self.pixels = CPU_BATCH_PIXELS if self.device.type == "cpu" else self.vae.max_pixels
+        self._audio_vae = open_audio_vae(base.checkpoint).to(self.device) if texts.audio else None
         self._copies, self._vae_lock, self._text_lock = CopyStream(self.device), Lock(), Lock()
 
     @classmethod
     def open(cls, config: Config) -> LatentEncoder:
         """Open the base model and the text features in data.root, also in a process on another machine."""
         base = open_base(config.model)
-        return cls(base, TextFeatures(Path(config.data.root), base), config.data.vae_precision)
+        texts = TextFeatures(Path(config.data.root), base, config.data.sound is not None)
+        return cls(base, texts, config.data.vae_precision)
 
     def batch_pixels(self) -> int:
         """`pixels`, in the form in which an encoder in another process is asked for it."""
@@ -103,17 +108,22 @@ class LatentEncoder:
             if done is not None:
                 done.synchronize()
         return [
-            LatentPair(
-                pair.key,
-                target,
-                tuple(references),
-                self._text(pair.caption),
-                pair.fps,
-                pair.caption,
-                mask=None if pair.mask is None else _levels(pair.mask, target),
-            )
+            self._latent_pair(pair, target, tuple(references))
             for pair, target, *references in zip(pairs, *latents, strict=True)
         ]
+
+    def _latent_pair(self, pair: Pair, target: Tensor, references: tuple[Tensor, ...]) -> LatentPair:
+        """The latents of a pair with its text, its mask and its sound."""
+        mask = None if pair.mask is None else _levels(pair.mask, target)
+        text = self._text(pair.caption)
+        latent = LatentPair(pair.key, target, references, text, pair.fps, pair.caption, mask=mask)
+        if self._audio_vae is None:
+            return latent
+        with self._text_lock:
+            audio_text = self.texts.read_audio(pair.caption)
+        with self._on_device(), self._vae_lock:
+            audio = encode_sound(self._audio_vae, pair.sound, len(pair.target), pair.fps).cpu()
+        return replace(latent, audio=audio, audio_text=audio_text, heard=pair.sound is not None)
 
     def _stage(self, pairs: list[Pair]) -> _Staged:
         """Copy the clips to the device, beside the VAE's work on another batch."""

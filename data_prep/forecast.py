@@ -9,6 +9,7 @@ from data_prep.estimate import Cost, Machine, Work, estimate, require_room, show
 from data_prep.measure import Totals, measure_unit, text_bytes
 from data_prep.preview_file import read_cost
 from data_prep.share import own_shards
+from data_prep.sound import geometry_of_sound
 from data_prep.write_shards import Job, WorkUnit
 from iclora_train.data.shard_index import is_written, split_of
 
@@ -48,12 +49,12 @@ def _measure(job: Job, shards: dict[str, list[Window]]) -> Cost | None:
 
     None if their clips can no longer be read.
     """
-    totals = Totals()
+    totals, sound = Totals(), geometry_of_sound(job.config, job.base)
     train = [window for shard, group in shards.items() if split_of(shard) == "train" for window in group]
     fixed = [window for shard, group in shards.items() if split_of(shard) != "train" for window in group]
     for window in (*train[:: -(-len(train) // MEASURED) or 1], *fixed[:1]):
         pairs = measure_unit(WorkUnit(job.clips[window.clip], [window], job.config))
         if not isinstance(pairs, Failure):
             for pair in pairs:
-                totals.add(pair, job.base.geometry)
-    return totals.cost(text_bytes(job.base)) if totals.windows else None
+                totals.add(pair, job.base.geometry, sound)
+    return totals.cost(text_bytes(job.base, sound is not None)) if totals.windows else None

@@ -21,7 +21,7 @@ from data_prep.estimate import FIXED_PAIRS, TRAIN_PAIRS, Cost
 from data_prep.stopwatch import Stopwatch
 from data_prep.write_shards import WorkUnit, judge, make_each, pack
 from iclora_train.config import Data
-from iclora_train.core.types import Geometry, Pair
+from iclora_train.core.types import AudioGeometry, Geometry, Pair
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import TextFeatures
 
@@ -68,8 +68,9 @@ class Totals:
     bytes: Counter[str] = field(default_factory=Counter)
     group_pixels: Counter[str] = field(default_factory=Counter)
 
-    def add(self, pair: MeasuredPair, geometry: Geometry) -> None:
-        """Count a pair, and the bytes of the latents that a VAE of this geometry gives."""
+    def add(self, pair: MeasuredPair, geometry: Geometry, sound: AudioGeometry | None = None) -> None:
+        """Count a pair, and the bytes of the latents that a VAE of this geometry gives. sound: of the audio VAE, with
+        data.sound."""
         self.windows, self.pixels = self.windows + 1, self.pixels + pair.pixels
         for part, seconds in pair.seconds.items():
             self.add_seconds(part, seconds)
@@ -78,6 +79,9 @@ class Totals:
         self.group_pixels[group] += pair.pixels
         self.bytes["checks"] += len(pair.picture) * 4 // 3
         self.bytes["latents"] += latent_bytes(pair.pair, geometry)
+        if sound is not None:
+            frames = sound.latent_frames(len(pair.pair.target), pair.pair.fps)
+            self.bytes["sound in latents"] += frames * sound.width * LATENT_BYTES
 
     def add_seconds(self, part: str, seconds: float) -> None:
         """Add seconds to a part."""
@@ -98,8 +102,9 @@ def latent_bytes(pair: Pair, geometry: Geometry) -> int:
     return sum(geometry.channels * math.prod(size) * LATENT_BYTES for size in sizes)
 
 
-def text_bytes(base: BaseModel) -> int:
-    """Bytes of the fp16 features (T,D) of a caption; 0 if the settings name no text encoder."""
+def text_bytes(base: BaseModel, audio: bool = False) -> int:
+    """Bytes of the fp16 features (T,D) of a caption, with `audio` of both streams; 0 if the settings name no text
+    encoder."""
     components = base.checkpoint.components
     if "text" in components:
         section = components["text"].config["text_encoder"]
@@ -109,8 +114,9 @@ def text_bytes(base: BaseModel) -> int:
     from iclora_train.ltx2.text.connectors import TOKENS  # noqa: PLC0415 (diffusers)
 
     shapes = components["connectors"].shapes.items()
-    widths = [shape[-1] for name, shape in shapes if name.endswith("learnable_registers") and "audio" not in name]
-    return TOKENS * widths[0] * LATENT_BYTES if widths else 0
+    registers = {name: shape[-1] for name, shape in shapes if name.endswith("learnable_registers")}
+    widths = [width for name, width in registers.items() if audio or "audio" not in name]
+    return TOKENS * sum(widths) * LATENT_BYTES
 
 
 class _CachedOrZeros(TextFeatures):
@@ -125,7 +131,7 @@ def time_vae(pairs: list[MeasuredPair], base: BaseModel, data: Data) -> float:
 
     On a GPU the first batch of each size is encoded twice, because the first time is slower.
     """
-    texts = _CachedOrZeros(Path(data.root), base)
+    texts = _CachedOrZeros(Path(data.root), base, data.sound is not None)
     encoder, seconds, sizes = LatentEncoder(base, texts, data.vae_precision), 0.0, set()
     for batch in _batches([measured.pair for measured in pairs], encoder.pixels):
         if torch.cuda.is_available() and batch[0].target.shape not in sizes:

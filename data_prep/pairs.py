@@ -18,11 +18,13 @@ from data_prep.clips.windows import MAKER_USES, Window, window_seed
 from data_prep.given_masks import make_mask, mask_maker
 from data_prep.makers import Maker, SourceWindow, build_maker
 from data_prep.makers.given import Given
+from data_prep.sound import sounds_of
 from data_prep.stopwatch import Stopwatch
 from iclora_train.config import Config, Task
 from iclora_train.config.places import frame_range, is_drawn
 from iclora_train.config.references import reference_keys
 from iclora_train.core.types import Pair
+from iclora_train.data.shard_sample import SILENCE
 from iclora_train.media.clip import read_clip
 from iclora_train.media.frame_times import temporal_subsample
 from iclora_train.media.section import Section
@@ -188,8 +190,9 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Sto
     streams = [source.frames(windows) for source in sources]
     decoded = [None if stream is None else watch.each("decode", stream) for stream in streams]
     region = mask_maker(task)
+    sounds = watch.each("decode", sounds_of(clip, windows)) if config.data.sound else [None] * len(windows)
     targets = watch.each("decode", read_windows(clip.path, windows, clip.section))
-    for window, frames in zip(windows, targets, strict=True):
+    for window, frames, sound in zip(windows, targets, sounds, strict=True):
         target, references, reference_records = None, [], []
         for source, stream in zip(sources, decoded, strict=True):
             whole_frames = next(stream) if stream else frames
@@ -207,7 +210,9 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Sto
             with watch.part("maker"):
                 crop = Crop.of_window(window, frames[0].shape[:2])
                 mask, record["mask"] = make_mask(region, target, crop, window, clip, task, config.data)
-        yield Pair(window.key, target, tuple(references), caption_of(clip, config), window.fps, record, mask)
+        if config.data.sound:
+            record["sound"] = SILENCE if sound is None else {"rate": sound.rate}
+        yield Pair(window.key, target, tuple(references), caption_of(clip, config), window.fps, record, mask, sound)
 
 
 def _record(

@@ -32,6 +32,7 @@ from data_prep.select_clips import select_clips
 from data_prep.selection import require_train_pairs, selection_report, show_selection
 from data_prep.settle_clips import settle_clips, stored_changes, with_splits
 from data_prep.share import IN_PROGRESS, remove_progress, show_share, writing_share
+from data_prep.sound import fingerprint_of_sound, require_audio_half
 from data_prep.vae_check import check_with_vae
 from data_prep.write_shards import Job, ShardPlan, write_shards
 from iclora_train.config import Config, ConfigError
@@ -52,7 +53,7 @@ RECIPE = 1  # increase it when the same settings produce different pixels
 Fingerprints = dict[str, dict[str, Any]]  # of "pairs" and "latents"
 SHARD_CLIPS = 64  # windows in a shard
 # of `data`, newer than the first shards
-NEW_SETTINGS = ("buckets", "pick", "stride", "cuts", "hdr", "captioner", "prompt", "split", "vae_precision")
+NEW_SETTINGS = ("buckets", "pick", "stride", "cuts", "hdr", "captioner", "prompt", "split", "vae_precision", "sound")
 
 
 def prepare(config: Config) -> Path:
@@ -65,6 +66,7 @@ def prepare(config: Config) -> Path:
     check_fit(config, base.geometry)
     makers_of_references(config.task)
     mask_maker(config.task)
+    require_audio_half(config, base)
     config = with_local_clips(config)
     clips = add_missing_captions(clips_of(config), config)
     # a finished set needs no cache, and nothing is left in it
@@ -195,9 +197,10 @@ def fingerprints(config: Config, clips: list[Clip], base: BaseModel, cache: Clip
     networks = _network_digests([task.maker_args for task in config.task.for_references()])
     optional = {"checks": config.checks.decisive(), "networks": networks}
     pairs |= {name: value for name, value in optional.items() if value}
+    parts = {**base.latent_fingerprints, **fingerprint_of_sound(config, base)}
     return {
         "pairs": pairs,
-        "latents": {"settings": settings, "pairs": digest(pairs), "base": {"parts": base.latent_fingerprints}},
+        "latents": {"settings": settings, "pairs": digest(pairs), "base": {"parts": parts}},
     }
 
 

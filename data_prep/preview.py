@@ -29,6 +29,7 @@ from data_prep.measure import MeasuredPair, Totals, measure_unit, reason_not_to_
 from data_prep.pipeline import SHARD_CLIPS, check_fit
 from data_prep.preview_clips import WINDOWS, ClipSample, choose_windows, sample_clips
 from data_prep.preview_file import FOLDER, write_cost
+from data_prep.sound import geometry_of_sound, require_audio_half
 from data_prep.write_shards import WorkUnit
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import exclusive, write_atomic
@@ -48,6 +49,8 @@ def preview(config: Config, base: BaseModel | None) -> Path:
     """Write data.root/preview and print the estimate. Returns the folder. base: None if none is named yet."""
     geometry = LTX2 if base is None else base.geometry
     check_fit(config, geometry)
+    if base is not None:
+        require_audio_half(config, base)
     clips = clips_of(with_local_clips(config, most=1))
     folder = Path(config.data.root) / FOLDER
     with exclusive(folder, "set another data.root"):
@@ -84,16 +87,17 @@ def _measure(
     by_id = {probed.clip.id: probed.clip for probed in sample.usable}
     units = [WorkUnit(by_id[window.clip], [window], config) for window in windows]
     totals, pairs = Totals(), []
+    sound = geometry_of_sound(config, base)
     workers = min(WINDOWS, Machine.here(config).cores) if config.data.processes() else 0
     with closing(create_engine("local", workers)) as engine, progress_bar("making pairs", len(units), "clip") as bar:
         for result in bar.track(engine.map(measure_unit, units)):
             for pair in _pairs_or_raise(result):
                 pairs.append(pair)
-                totals.add(pair, geometry)
+                totals.add(pair, geometry, sound)
     if base is not None:
         with status("encoding"):
             totals.add_seconds("vae", time_vae(pairs, base, config.data))
-    text = LTX2_TEXT if base is None else text_bytes(base)
+    text = LTX2_TEXT if base is None else text_bytes(base, sound is not None)
     return pairs, totals.cost(text, sample.timed, sample.seconds)
 
 

@@ -152,10 +152,11 @@ def write_shards(job: Job, engine: Engine) -> None:
     """
     share_job = replace(job, plan=own_shards(job.plan, job.share))
     pairs = ShardWriter(job.root / "pairs", "pairs", job.fingerprints["pairs"])
-    texts = TextFeatures(job.root, job.base)
+    with_sound = job.config.data.sound is not None
+    texts = TextFeatures(job.root, job.base, with_sound)
     texts.encode_missing(job.captions(), needed=set(share_job.captions()))
     latents = AnnouncingWriter(job.root / "latents", job.fingerprints["latents"], share_job.plan)
-    latents.write_empty_text(texts.read(""))
+    latents.write_empty_text(texts.read(""), texts.read_audio("") if with_sound else None)
     lost = LostWindows(pairs, *lost_files(job.root, job.share))
     with (
         progress_bar("making pairs", sum(map(len, share_job.plan.values())), "clip") as bar,

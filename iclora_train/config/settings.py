@@ -42,6 +42,7 @@ CHOICES = {  # of keys of `data` that may be null
     "hdr": ("convert", "refuse"),
     "keep": ("preview", "lossless", "none"),
     "vae_precision": ("fp32", "bf16"),
+    "sound": ("required", "silence"),
 }
 
 
@@ -108,6 +109,7 @@ class Data:
     workers: int | None = 0  # processes that prepare data, or load batches ahead; null: all CPUs, or 2
     keep: str | None = None  # pixels of train windows: preview, lossless, none; null: preview (lossless on nano)
     vae_precision: str | None = None  # in which the VAE makes latents: fp32 (null) or bf16, as in Lightricks' trainer
+    sound: str | None = None  # store the sound of targets: null (no), required (of every clip), silence (where missing)
 
     def __post_init__(self) -> None:
         self.root = expand_home(self.root)

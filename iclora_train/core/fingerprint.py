@@ -35,7 +35,7 @@ NOT_CONTENT = {
 # frames of a target that a reference with a temporal factor S has; shards without this entry have 0, S, 2 S, ...
 REFERENCE_FRAMES = "0, 1, 1 + S, 1 + 2 S, ..."
 # keys of `data` newer than version 0.1: left out while they are null, so that its runs can be resumed
-NEW_DATA_KEYS = ("hdr", "references", "sources", "split", "vae_precision")
+NEW_DATA_KEYS = ("hdr", "references", "sources", "split", "vae_precision", "sound")
 # keys of `task` newer than version 0.1, and the values with which they change nothing: left out while they have them
 NEW_TASK_KEYS: dict[str, object] = {
     "conditions": [],

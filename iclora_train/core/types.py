@@ -108,6 +108,7 @@ class Pair:
     """One training example in pixels: uint8 RGB clips (F,H,W,3). References may be smaller by a declared factor.
 
     mask: (F,H,W) bool, the part of the target that is made anew (`task.conditions`); None if the task stores none.
+    sound: of the target, stereo in 16 bits (`data.sound`); None if the set has no sound, or the clip is silent.
     """
 
     key: str
@@ -117,6 +118,7 @@ class Pair:
     fps: float
     record: dict[str, object] = field(default_factory=dict)  # how the reference was made, JSON-able
     mask: np.ndarray | None = None
+    sound: Sound | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class LatentPair:
 
     places: of each reference, the target frame that was drawn for it; None where none was. mask: (f,h,w) levels of the
     part of the target that is made anew (`diffusion.kept_latents.mask_to_levels`); None if the pair has none.
+    audio: (C,l,m) latents of the target's sound, and audio_text (T,D') the caption's features of the audio stream; None
+    without data.sound. heard: whether the sound is the clip's own; False for silence in place of a missing one.
     """
 
     key: str
@@ -135,6 +139,9 @@ class LatentPair:
     caption: str = ""
     places: tuple[int | None, ...] = ()
     mask: Tensor | None = None
+    audio: Tensor | None = None
+    audio_text: Tensor | None = None
+    heard: bool = True
 
 
 @dataclass(frozen=True)

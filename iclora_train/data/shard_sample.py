@@ -1,8 +1,9 @@
 """One clip in a shard: pack it into the members of a WebDataset sample, and unpack them.
 
 The streams of a clip are `target`, `reference0`, `reference1`, ..., and of a latent clip also `text`. A clip whose task
-stores a mask (`task.conditions`) has a stream `mask` too: white pixels, or levels of latent cells. Streams with other
-names are ignored, so that more can be stored.
+stores a mask (`task.conditions`) has a stream `mask` too: white pixels, or levels of latent cells. With `data.sound` a
+pair has its sound as `sound.wav`, and a latent clip the streams `audio` and `audio_text`. Streams with other names are
+ignored, so that more can be stored.
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ from iclora_train.data.controls import reference_records
 from iclora_train.data.shared_streams import LATENTS, StreamPlace, is_fp16_within
 from iclora_train.data.tar_members import BytesPart, read_members
 from iclora_train.media.shard_clip import decode_clip, encode_clip, encode_preview
+from iclora_train.media.sound import decode_wav, encode_wav
 
 Members = dict[str, Any]  # a WebDataset sample: "__key__", and bytes by extension
 PREVIEW = "preview.mp4"  # extension of a preview, after the name of its stream
 MAX_TEXT_BYTES = 2**28  # of the features of one caption; LTX-2's have 8 MiB
 _MAX_TEXT_HEADER = 2**16
+SOUND = "sound.wav"
+SILENCE = "silence"  # `sound` in the record of a clip that has no sound of its own
 WHITE = 127  # pixels of a mask above it are white
 
 T = TypeVar("T")
@@ -76,6 +80,8 @@ def pack_pair(pair: Pair, source: str, keep: str = "lossless") -> Members:
     else:
         previews = streams if keep == "preview" else {}
         media = {f"{name}.{PREVIEW}": encode_preview(clip, pair.fps) for name, clip in previews.items()}
+    if pair.sound is not None and keep == "lossless":
+        media[SOUND] = encode_wav(pair.sound)
     frames, height, width = pair.target.shape[:3]
     shape = VideoShape(frames, height, width, pair.fps)
     kept = {} if keep == "lossless" else {"keep": keep}
@@ -88,6 +94,8 @@ def pack_latents(pair: LatentPair, shape: VideoShape, source: str, record: dict[
     streams |= {f"reference{i}": latent for i, latent in enumerate(pair.references)}
     if pair.mask is not None:
         streams["mask"] = pair.mask  # small whole numbers, which fp16 holds exactly
+    if pair.audio is not None and pair.audio_text is not None:
+        streams |= {"audio": pair.audio, "audio_text": pair.audio_text}
     halves = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in streams.items()}
     for name, half in halves.items():
         if not half.isfinite().all():
@@ -118,7 +126,10 @@ def pair_of(key: str, record: ClipRecord, members: Mapping[str, memoryview]) -> 
     mask = decode_clip(bytes(videos["mask"]))[..., 0] > WHITE if "mask" in videos else None
     if mask is not None and mask.shape != target.shape[:3]:
         raise ValueError(f"its mask has the size {mask.shape}, its target {target.shape[:3]}")
-    return Pair(key, target, tuple(references), record.caption, record.fps, record.record, mask)
+    sound = decode_wav(bytes(members[SOUND])) if SOUND in members else None
+    if sound is None and record.record.get("sound") not in (None, SILENCE):
+        raise ValueError("it has no sound")
+    return Pair(key, target, tuple(references), record.caption, record.fps, record.record, mask, sound)
 
 
 def previews_of(members: Mapping[str, memoryview]) -> dict[str, np.ndarray]:
@@ -142,7 +153,20 @@ def latents_of(
     if mask is not None and (mask.shape != target.shape[1:] or not torch.isin(mask, torch.arange(4.0)).all()):
         raise ValueError(f"its mask has the size {tuple(mask.shape)} or other values than 0, 1, 2 and 3")
     mask = None if mask is None else mask.to(torch.uint8)
-    return LatentPair(key, target, tuple(references), text, record.fps, record.caption, places, mask)
+    audio, heard = _audio_streams(latents, record, dtype), record.record.get("sound") != SILENCE
+    return LatentPair(key, target, tuple(references), text, record.fps, record.caption, places, mask, *audio, heard)
+
+
+def _audio_streams(
+    latents: Mapping[str, Tensor], record: ClipRecord, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
+    """The streams `audio` (C,l,m) and `audio_text` (T,D'); None for a clip whose record has no sound."""
+    if "sound" not in record.record:
+        return None, None
+    audio, text = (stream.to(dtype) for stream in _streams(latents, "audio", "audio_text", references=False))
+    if (audio.ndim, text.ndim) != (3, 2):
+        raise ValueError("its tensors of sound have other dimensions than (C,l,m), and (T,D) for text")
+    return audio, text
 
 
 def _places(record: ClipRecord, count: int) -> tuple[int | None, ...]:

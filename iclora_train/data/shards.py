@@ -57,6 +57,7 @@ from iclora_train.data.shard_scan import open_shard, scan_shard
 from iclora_train.data.shared_streams import StreamPlace, read_stream, share_streams
 from iclora_train.data.tar_members import FilePart, read_members, read_range
 
+EMPTY_AUDIO_TEXT_FILE = "empty-audio.safetensors"  # the same of the audio stream, with data.sound
 EMPTY_TEXT_FILE = "empty.safetensors"  # in latent sets: text features of the empty caption, for guidance
 
 
@@ -87,9 +88,13 @@ class ShardWriter:
                 tar.write(sample)
         self._written.add(shard)
 
-    def write_empty_text(self, text: Tensor) -> None:
-        """Write the text features (T,D) of the empty caption, so that guidance needs no text encoder when sampling."""
+    def write_empty_text(self, text: Tensor, audio: Tensor | None = None) -> None:
+        """Write the text features (T,D) of the empty caption, so that guidance needs no text encoder when sampling.
+
+        audio: (T,D'), those of the audio stream."""
         save_text_features(self.folder / EMPTY_TEXT_FILE, text)
+        if audio is not None:
+            save_text_features(self.folder / EMPTY_AUDIO_TEXT_FILE, audio)
 
     def finish(self, shards: list[str]) -> None:
         """Write the index from the contents of the tars.
@@ -208,9 +213,9 @@ class ShardSet:
             record = next(member for member in members if member.name == f"{sample.key}.json")
             return from_json(read_range(file, sample.offset + record.data, record.size), ClipRecord)
 
-    def empty_text(self) -> Tensor:
-        """Features (T,D) of the empty caption, fp32."""
-        path = self.folder / EMPTY_TEXT_FILE
+    def empty_text(self, file: str = EMPTY_TEXT_FILE) -> Tensor:
+        """Features (T,D) of the empty caption, fp32; with EMPTY_AUDIO_TEXT_FILE those of the audio stream."""
+        path = self.folder / file
         if not path.exists():
             raise ShardError(f"{path} is missing: {REMEDY}")
         try:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import wave
+from collections.abc import Container
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -76,6 +78,33 @@ def resample(sound: Sound, rate: int) -> Sound:
     frames = [*resampler.resample(frame), *resampler.resample(None)]
     samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
     return Sound(samples, rate).fitted(Fraction(-(-sound.samples.shape[1] * rate // sound.rate), rate))
+
+
+def frame_seconds(path: Path, numbers: Container[int], last: int, section: Section | None) -> dict[int, Fraction]:
+    """`start` of `read_sound` for frames of a video, or of a section that `numbers` count from: seconds after the first
+    frame of the video. last: the largest number."""
+    begin = time_of(next(decode(path)).frame)
+    frames = decode(path) if section is None else decode_section(path, section, as_shown=False)
+    shown = enumerate(islice(frames, last + 1))
+    return {number: time_of(decoded.frame) - begin for number, decoded in shown if number in numbers}
+
+
+def decode_wav(data: bytes) -> Sound:
+    """The sound in a file of `encode_wav`. ValueError if it is damaged."""
+    try:
+        with wave.open(io.BytesIO(data)) as file:
+            width, channels, rate, count = (
+                file.getsampwidth(),
+                file.getnchannels(),
+                file.getframerate(),
+                file.getnframes(),
+            )
+            levels = np.frombuffer(file.readframes(count), "<i2")
+    except (wave.Error, EOFError, ValueError) as error:
+        raise ValueError(f"its sound is damaged ({error})") from error
+    if width != 2 or len(levels) != count * channels:
+        raise ValueError("its sound is damaged")
+    return Sound(np.ascontiguousarray(levels.reshape(-1, channels).T, np.float32) / np.float32(32768), rate)
 
 
 def encode_wav(sound: Sound) -> bytes:

@@ -54,6 +54,15 @@ def audio_geometry(checkpoint: Checkpoint) -> AudioGeometry:
         return geometry_of(vae_config(component)[0])
 
 
+def open_audio_vae(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> AudioVAE:
+    """Load the audio VAE alone, frozen, on the CPU. ConfigError as in `AudioCodec.open`."""
+    vae = checkpoint.component("audio_vae")
+    with _naming(vae):
+        arguments, window = vae_config(vae)
+        state = {name if vae.diffusers else vae_key(name): tensor for name, tensor in vae.read()}
+        return AudioVAE.build(arguments, state, window, dtype, vae.where)
+
+
 class AudioCodec(nn.Module):
     """Encodes sound as normalised audio latents, and decodes them."""
 
@@ -68,13 +77,9 @@ class AudioCodec(nn.Module):
         """Load both, frozen, on the CPU. dtype: of the VAE; the vocoder always computes in fp32.
 
         ConfigError if the checkpoint lacks one of them (the message names model.audio_vae), and for wrong keys."""
-        vae, vocoder = checkpoint.component("audio_vae"), checkpoint.component("vocoder")
-        with _naming(vae):
-            arguments, window = vae_config(vae)
-            state = {name if vae.diffusers else vae_key(name): tensor for name, tensor in vae.read()}
-            encoder = AudioVAE.build(arguments, state, window, dtype, vae.where)
+        encoder, vocoder = open_audio_vae(checkpoint, dtype), checkpoint.component("vocoder")
         with _naming(vocoder):
-            voice = vocoder_config(vocoder, arguments["mel_bins"])
+            voice = vocoder_config(vocoder, encoder.mel_bins)
             check_rates(voice, encoder.geometry)
             state = {name if vocoder.diffusers else vocoder_key(name): tensor for name, tensor in vocoder.read()}
             return cls(encoder, Vocoder.build(voice, state, vocoder.where))
