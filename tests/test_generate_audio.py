@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from iclora_train.adapters import lora
 from iclora_train.config import ConfigError, Lora, Model, Sampling
 from iclora_train.core.types import Sound
-from iclora_train.generate.audio import weight_bytes
+from iclora_train.generate.audio import RESERVE, memory_obstacle, weight_bytes
 from iclora_train.generate.run import generate
 from iclora_train.generate.settings import settings_from_record
 from iclora_train.ltx2.base_model import BaseModel
@@ -268,8 +268,12 @@ def test_the_estimate_of_the_weights_is_what_is_loaded(assets: Path) -> None:
     for audio in (False, True):
         net = build_transformer(base, model, "cpu", audio)
         assert weight_bytes(base, model, audio) == sum(p.nbytes for p in net.parameters())
-    halved = weight_bytes(base, replace(model, weight_offload=1), True)
-    assert halved < weight_bytes(base, model, True)
+    both, alone = (weight_bytes(base, model, audio) for audio in (True, False))
+    assert weight_bytes(base, replace(model, weight_offload=1), True) < both
+    for free, fits in ((both, True), (both - 1, False), (alone, False), (alone - 1, True)):  # at last neither fits
+        obstacle = memory_obstacle(base, model, free + RESERVE)
+        assert (obstacle is None) is fits
+        assert fits or "GiB are free: set model.audio=on to try" in str(obstacle)
 
 
 def test_training_and_eval_refuse_the_audio_stream_instead_of_leaving_it_out() -> None:

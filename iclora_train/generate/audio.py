@@ -111,15 +111,13 @@ def plan_audio(
         "set audio=copy or audio=reference",
     )
     source = _source(settings, inputs, adapter, shape, base) if mode in ("copy", "reference") else None
-    obstacle = _obstacle(base, settings.model, tiles, device)
+    obstacle = _obstacle(base, tiles)
     if needed or wanted == "on":
-        require(obstacle is None or obstacle.startswith("its weights"), _refusal(settings, base, obstacle))
-        obstacle = None
-        base.checkpoint.transformer(audio=True)  # raises ConfigError if the base is the video stream alone
+        require(obstacle is None, _refusal(settings, base, obstacle))
     elif wanted == "off":
         obstacle = "model.audio=off"
-    if mode == "generate":
-        base.checkpoint.component("vocoder")
+    elif obstacle is None and device.type == "cuda":
+        obstacle = memory_obstacle(base, settings.model, torch.cuda.mem_get_info(device)[0])
     stream = "the video stream alone" if obstacle else "video and audio streams"
     words = {
         "generate": "sound is generated",
@@ -138,19 +136,27 @@ def _refusal(settings: GenerateSettings, base: BaseModel, obstacle: str | None) 
     return f"{asked}: {base.name} cannot sample the audio stream here: {obstacle}; {remedy}"
 
 
-def _obstacle(base: BaseModel, model: Model, tiles: Sequence[Tile], device: torch.device) -> str | None:
-    """Why the audio stream is not sampled, in words; None if nothing is in the way."""
+def _obstacle(base: BaseModel, tiles: Sequence[Tile]) -> str | None:
+    """Why the audio stream cannot be sampled, in words; None if nothing is in the way."""
     if not base.has_audio_half:
         return "the checkpoint has no audio half; an official one has it"
     if not has_audio(base.checkpoint):
         return "the checkpoint has no audio VAE or vocoder: set model.audio_vae to their file"
     if tiles:
         return "tiles are sampled without sound: leave out tile_width and tile_height for it"
-    if device.type == "cuda":
-        free, needed = torch.cuda.mem_get_info(device)[0], weight_bytes(base, model, audio=True) + RESERVE
-        if needed > free and weight_bytes(base, model, audio=False) + RESERVE <= free:
-            return f"its weights would leave no room: {needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free"
     return None
+
+
+def memory_obstacle(base: BaseModel, model: Model, free: int) -> str | None:
+    """Why model.audio=auto leaves the audio stream out on a GPU with `free` bytes: its weights take the room that the
+    video stream has without them."""
+    needed = weight_bytes(base, model, audio=True) + RESERVE
+    if needed <= free or weight_bytes(base, model, audio=False) + RESERVE > free:
+        return None
+    return (
+        f"with its weights {needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are free: set model.audio=on "
+        "to try, model.precision=fp8 or model.weight_offload"
+    )
 
 
 def weight_bytes(base: BaseModel, model: Model, audio: bool) -> int:
