@@ -34,7 +34,9 @@ def changes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         "adapter": str(write_adapter(folder / "adapter.safetensors", checkpoint)),
         "reference": str(write_clip(folder / "clip.mp4", frames=9, height=64, width=64)),
-        "model": Model(name="ltx", checkpoint=str(checkpoint), text_encoder=str(encoder), precision="fp32"),
+        "model": Model(
+            name="ltx", checkpoint=str(checkpoint), text_encoder=str(encoder), precision="fp32", audio="off"
+        ),
         "upsampler": str(upsampler),
         "cache": str(folder / "cache"),
         **{"width": 64, "height": 64, "frames": 9},

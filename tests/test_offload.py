@@ -269,7 +269,7 @@ def weight_offload_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             module,
             "build_transformer",
-            lambda base, model, device: base.transformer(weight_offload=model.weight_offload),
+            lambda base, model, device, audio=False: base.transformer(weight_offload=model.weight_offload, audio=audio),
         )
 
 
