@@ -248,7 +248,7 @@ def callbacks_of(config: Config, base: BaseModel, shards: ShardSet, folder: Path
     def validate(module: ICLoRA) -> Row:
         assert batches is not None
         with module.averaged():
-            return validation_losses(module.transformer, batches, config, base.geometry)
+            return validation_losses(module.transformer, batches, config, base.geometry, module.audio)
 
     columns = step_columns(config)
     if losses_every:
@@ -266,6 +266,8 @@ def callbacks_of(config: Config, base: BaseModel, shards: ShardSet, folder: Path
         CheckpointSaver(folder / "checkpoints", settings.checkpoint_every, resume_settings(config, base), preemption),
     ]
     if batches is not None:
+        if config.model.audio == "on":
+            console.print("note: validation clips are sampled from the video stream alone; losses are of both streams")
         callbacks.append(ValidationClips(config, base, batches, folder / "samples"))
     return callbacks
 

@@ -276,8 +276,8 @@ def test_the_estimate_of_the_weights_is_what_is_loaded(assets: Path) -> None:
         assert fits or "GiB are free: set model.audio=on to try" in str(obstacle)
 
 
-def test_training_and_eval_refuse_the_audio_stream_instead_of_leaving_it_out() -> None:
-    with pytest.raises(ConfigError, match=r"model.audio=on: only generate samples the audio stream so far"):
+def test_training_of_the_audio_stream_needs_sound() -> None:
+    with pytest.raises(ConfigError, match=r"model.audio=on trains on the sound of the clips too: set data.sound"):
         composed("conf=deblur", "model.audio=on")
     assert composed("conf=deblur", "model.audio=off").model.audio == "off"
     assert Model(name="a", checkpoint="b", audio="True").audio == "on"  # `audio: on` in a YAML file

@@ -31,6 +31,7 @@ class Flow:
     region_mask_p: float = 0.0  # probability that the references are visible only inside a random region of the frame
     locality: float = 0.0  # weight of the locality term of the loss (`diffusion.loss`)
     locality_p: float = 0.5  # probability that a clip has a region for the locality term
+    audio_weight: float = 1.0  # with model.audio=on: weight of the loss of the sound beside that of the video
     caption_dropout_p: float = 0.0  # probability that a clip is trained with the empty caption instead of its own
 
     def __post_init__(self) -> None:
@@ -47,6 +48,7 @@ class Flow:
             0 <= noise <= 1, f"flow.reference_noise={noise} must lie in [0, 1], the largest share of noise (0: off)"
         )
         require(self.locality >= 0, f"flow.locality={self.locality} must be 0 (off) or more")
+        require(self.audio_weight >= 0, f"flow.audio_weight={self.audio_weight} must be 0 or more")
         require(self.std > 0, f"flow.std={self.std} must be above 0")
         require(self.min_tokens < self.max_tokens, "flow.min_tokens must be below flow.max_tokens")
 

@@ -26,6 +26,10 @@ TARGET_SETS = {  # short forms in model.lora.targets
     "feed_forward": ["ff.net.0.proj", "ff.net.2"],
 }
 TARGET_SETS["video"] = [target for targets in list(TARGET_SETS.values()) for target in targets]
+TARGET_SETS["audio"] = [  # the audio stream, and the attention between the streams in both directions
+    *(f"audio_{target}" for target in TARGET_SETS["video"]),
+    *(f"{name}.{linear}" for name in ("audio_to_video_attn", "video_to_audio_attn") for linear in _ATTENTION),
+]
 
 
 @dataclass

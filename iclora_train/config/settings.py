@@ -239,10 +239,8 @@ class Config:
 
     def __post_init__(self) -> None:
         one_of("export_dtype", self.export_dtype, ("bf16", "fp32"))
-        require(
-            self.model.audio != "on",
-            "model.audio=on: only generate samples the audio stream so far; set model.audio=auto or off",
-        )
+        if self.model.audio == "on":
+            self._check_audio()
         if not self.task.has_reference:
             check_sections(self.flow, self.data.references, self.data.sources)
         if self.share is not None:
@@ -250,6 +248,20 @@ class Config:
         self.runs_dir = expand_home(self.runs_dir)
         self.adapter = None if self.adapter is None else expand_home(self.adapter)
         self.videos = None if self.videos is None else expand_home(self.videos)
+
+    def _check_audio(self) -> None:
+        """ConfigError unless the other settings allow training of both streams."""
+        require(
+            self.data.sound is not None,
+            "model.audio=on trains on the sound of the clips too: set data.sound=required or silence, or "
+            "model.audio=auto or off (eval judges the video stream alone)",
+        )
+        for key, value in (("locality", 0.0), ("preserve_base", False), ("caption_dropout_p", 0.0)):
+            set_to = getattr(self.flow, key)
+            require(
+                set_to == value,
+                f"flow.{key}={set_to} acts on the video stream alone: with model.audio=on set flow.{key}={value}",
+            )
 
 
 def to_config(composed: DictConfig) -> Config:

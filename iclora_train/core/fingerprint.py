@@ -44,7 +44,7 @@ NEW_TASK_KEYS: dict[str, object] = {
     "reference_slots": False,
 }
 # keys of `flow` newer than version 0.1, and the values with which they change nothing: left out while they have them
-NEW_FLOW_KEYS = {"caption_dropout_p": 0.0, "preserve_base": False, "reference_noise": 0.0}
+NEW_FLOW_KEYS = {"caption_dropout_p": 0.0, "preserve_base": False, "reference_noise": 0.0, "audio_weight": 1.0}
 # keys of `model.lora` newer than version 0.1: left out while they have their defaults, likewise
 NEW_LORA_KEYS = ("rank_pattern", "alpha_pattern", "lr_pattern", "rslora")
 

@@ -23,6 +23,8 @@ class Batch:
     keys        B names of clips
     captions    B captions
     places      for each reference (B,) target frames that were drawn for it, on the host; None if none were
+    audio       (B,C,l,m) latents of the sound, and audio_text (B,T,D'); None if a clip has none, or another length
+    heard       (B,) bool, the clip has a sound of its own; on the host
     mask        (B,f,h,w) levels of the part of the target that is made anew, on the host; None if a clip has no mask
     """
 
@@ -34,6 +36,9 @@ class Batch:
     captions: list[str] = field(default_factory=list)
     places: list[Tensor | None] = field(default_factory=list)
     mask: Tensor | None = None
+    audio: Tensor | None = None
+    audio_text: Tensor | None = None
+    heard: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     @property
     def latents(self) -> list[Tensor]:
@@ -48,7 +53,10 @@ class Batch:
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Apply `change` to the latents and the text features. fps stays on the host."""
         references = [change(reference) for reference in self.references]
-        return replace(self, target=change(self.target), references=references, text=change(self.text))
+        audio = None if self.audio is None else change(self.audio)
+        audio_text = None if self.audio_text is None else change(self.audio_text)
+        changed = replace(self, target=change(self.target), references=references, text=change(self.text))
+        return replace(changed, audio=audio, audio_text=audio_text)
 
     def to(self, device: torch.device) -> Batch:
         """Copy the latents and the text features to `device` without waiting for the copy.
@@ -68,7 +76,7 @@ class Batch:
         places = [None if frames is None else frames[part] for frames in self.places]
         mask = None if self.mask is None else self.mask[part]
         clip = replace(clip, fps=self.fps[part], keys=self.keys[part], captions=self.captions[part])
-        return replace(clip, places=places, mask=mask)
+        return replace(clip, places=places, mask=mask, heard=self.heard[part])
 
     def place(self, number: int) -> Tensor | None:
         """The target frames (B,) that were drawn for reference `number`; None if none were."""
@@ -83,7 +91,11 @@ def collate(pairs: list[LatentPair]) -> Batch:
     """
     references = zip(*(pair.references for pair in pairs), strict=True)
     masks = [pair.mask for pair in pairs if pair.mask is not None]
+    audio, audio_text = _sounds(pairs)
     return Batch(
+        audio=audio,
+        audio_text=audio_text,
+        heard=torch.tensor([pair.heard for pair in pairs]),
         target=default_collate([pair.target for pair in pairs]),
         references=[default_collate(list(clips)) for clips in references],
         text=default_collate([pair.text for pair in pairs]),
@@ -100,3 +112,11 @@ def _places(frames: list[int | None]) -> Tensor | None:
     if all(frame is None for frame in frames):
         return None
     return torch.tensor([-1 if frame is None else frame for frame in frames])
+
+
+def _sounds(pairs: list[LatentPair]) -> tuple[Tensor | None, Tensor | None]:
+    """The latents of the sounds and their text features, if every clip has them in one size."""
+    sounds = [(pair.audio, pair.audio_text) for pair in pairs if pair.audio is not None and pair.audio_text is not None]
+    if len(sounds) < len(pairs) or len({(audio.shape, text.shape) for audio, text in sounds}) > 1:
+        return None, None
+    return default_collate([audio for audio, _ in sounds]), default_collate([text for _, text in sounds])

@@ -24,7 +24,7 @@ from iclora_train.core.types import LatentPair, Pair
 from iclora_train.data.recordings import declared_recordings
 from iclora_train.data.shard_index import FORMAT, Fingerprint, ShardEntry, ShardIndex, ShardSample, read_index
 from iclora_train.data.shard_sample import ClipRecord
-from iclora_train.data.shards import ShardSet
+from iclora_train.data.shards import EMPTY_TEXT_FILE, ShardSet
 
 # entries of `task` that all sources of an adapter share: positions and times of reference tokens depend on them
 SHARED_KEYS = ("reference_downscale", "reference_temporal_scale", "reference_frames", "reference_frame")
@@ -117,9 +117,9 @@ class Mixture(ShardSet):
         record, clip = self.parts[number].shards.record(local), self.samples[i].source
         return replace(record, source=clip, record={**record.record, "source": self.recordings[clip]})
 
-    def empty_text(self) -> Tensor:
+    def empty_text(self, file: str = EMPTY_TEXT_FILE) -> Tensor:
         """Features (T,D) of the empty caption, fp32. All sources have those of one base."""
-        return self.parts[0].shards.empty_text()
+        return self.parts[0].shards.empty_text(file)
 
     def read_pair(self, i: int) -> Pair:
         number, local = self.places[i]

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from iclora_train.config import Flow, Task
-from iclora_train.core.types import Geometry
+from iclora_train.core.types import AudioGeometry, Geometry
 from iclora_train.data.batch import Batch
+from iclora_train.diffusion.audio_inputs import build_sound
 from iclora_train.diffusion.clean_cells import CleanCells
 from iclora_train.diffusion.flow_matching import masked_loss
 from iclora_train.diffusion.random_draws import WHOLE_FRAME, RandomDraws
@@ -38,15 +39,28 @@ class ClipLosses:
     flow      flow loss
     locality  mean square of the change that references outside the clip's region cause in the velocity inside it; 0 for
               clips without a region, None when no clip has one
+    audio     flow loss of the sound, 0 for clips without a sound of their own; None where it is not trained
+    heard     whether a clip has a sound of its own, on the host
     """
 
     sigma: Tensor
     flow: Tensor
     locality: Tensor | None
+    audio: Tensor | None = None
+    heard: Tensor | None = None
 
     def total(self, flow: Flow) -> Tensor:
         """The loss that training minimises, a scalar."""
-        return (self.flow if self.locality is None else self.flow + flow.locality * self.locality).mean()
+        total = self.flow if self.locality is None else self.flow + flow.locality * self.locality
+        if self.audio is not None:
+            total = total + flow.audio_weight * self.audio
+        return total.mean()
+
+    def audio_of_heard(self) -> Tensor:
+        """The loss of the sound (B,), NaN for clips without a sound of their own."""
+        if self.audio is None or self.heard is None:
+            return torch.full_like(self.flow, torch.nan)
+        return self.audio.where(to_device(self.heard, self.audio.device), torch.nan)
 
 
 def loss_at(
@@ -62,6 +76,39 @@ def loss_at(
     clean = CleanCells(task.conditions, geometry.temporal).usual(len(noise), (f, h, w), batch.mask)
     draws = RandomDraws(sigmas, noise, clean_first_frame=no_clip, use_references=~no_clip, clean=clean)
     return training_losses(transformer, batch, draws, task, geometry).flow
+
+
+def losses_at(
+    transformer: Transformer,
+    batch: Batch,
+    noises: tuple[Tensor, Tensor],
+    sigma: float,
+    task: Task,
+    geometry: Geometry,
+    audio: AudioGeometry,
+) -> tuple[Tensor, Tensor]:
+    """As `loss_at`, of both streams together: (B,) each, of the video and of the sound (NaN where none is heard).
+
+    noises: of the video and of the sound (B,C,l,m)."""
+    no_clip = torch.zeros(len(noises[0]), dtype=torch.bool)
+    f, h, w = batch.target.shape[2:]
+    clean = CleanCells(task.conditions, geometry.temporal).usual(len(no_clip), (f, h, w), batch.mask)
+    sigmas = torch.full((len(no_clip),), sigma)
+    draws = RandomDraws(sigmas, noises[0], no_clip, ~no_clip, clean=clean, audio_noise=noises[1])
+    losses = joint_losses(transformer, batch, draws, task, geometry, audio)
+    return losses.flow, losses.audio_of_heard()
+
+
+def joint_losses(
+    transformer: Transformer, batch: Batch, draws: RandomDraws, task: Task, geometry: Geometry, audio: AudioGeometry
+) -> ClipLosses:
+    """Losses of a batch in one pass of both streams. ConfigError if a clip of the batch has no sound."""
+    tokens, target = build_tokens(batch, draws, task, geometry)
+    sound = build_sound(batch, draws, audio)
+    video, heard = transformer(tokens, batch.text, num_outputs=target.shape[1], audio=sound.input)
+    flow = masked_loss(video, target, tokens.loss_mask[:, : target.shape[1]])
+    of_sound = masked_loss(heard, sound.velocity, sound.loss_mask)
+    return ClipLosses(draws.sigma, flow, None, of_sound, batch.heard)
 
 
 def training_losses(

@@ -38,6 +38,7 @@ class RandomDraws:
     use_more           (B,n) bool     the clip sees each of the n task.more_references; None when every clip sees all
     reference_noise    (B,)           share of noise in the references' latents; None without flow.reference_noise
     noise_seed         int            seed of the references' noise
+    audio_noise        (B,C,l,m)      of the sound; None where the video stream is trained alone
 
     A region is its top, bottom, left and right edge as shares of the frame.
     """
@@ -54,6 +55,7 @@ class RandomDraws:
     use_more: Tensor | None = None
     reference_noise: Tensor | None = None
     noise_seed: int = 0
+    audio_noise: Tensor | None = None
 
     def sees(self, number: int) -> Tensor:
         """(B,) bool: the clip sees reference `number` (0: the first)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -20,10 +21,12 @@ from iclora_train.config import Config, Optim
 from iclora_train.core.process_group import gather
 from iclora_train.core.ranks import global_rank
 from iclora_train.data.batch import Batch
+from iclora_train.diffusion.audio_inputs import require_sound
 from iclora_train.diffusion.clean_cells import CleanCells
-from iclora_train.diffusion.loss import ClipLosses, training_losses
+from iclora_train.diffusion.loss import ClipLosses, joint_losses, training_losses
 from iclora_train.diffusion.random_draws import draw_random, step_generator
 from iclora_train.diffusion.training_inputs import drop_captions
+from iclora_train.ltx2.audio.codec import audio_geometry
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer, compile_from_settings
 from iclora_train.ltx2.runtime.block_runner import runner_of
@@ -49,7 +52,8 @@ class ICLoRA(LightningModule):
         super().__init__()
         self.config, self.geometry = config, base.geometry
         self.clean_cells = CleanCells(config.task.conditions, base.geometry.temporal)
-        self.transformer = build_transformer(base, config.model, device).train()
+        self.audio = audio_geometry(base.checkpoint) if config.model.audio == "on" else None
+        self.transformer = build_transformer(base, config.model, device, self.audio is not None).train()
         runner_of(self.transformer).activation_checkpointing = config.model.activation_checkpointing
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
         self.slots: list[nn.Parameter] = []  # the learned slots of task.reference_slots, one tensor
@@ -88,6 +92,10 @@ class ICLoRA(LightningModule):
         """Losses of a batch. All random values are drawn from the generator."""
         more = self.config.task.more_references
         draws = draw_random(batch.target, self.config.flow, generator, self.clean_cells, more, batch.mask)
+        if self.audio is not None:  # drawn last: the draws before it are those without sound
+            noise = torch.randn(require_sound(batch)[0].shape, generator=generator)
+            draws = replace(draws, audio_noise=noise)
+            return joint_losses(self.transformer, batch, draws, self.config.task, self.geometry, self.audio)
         batch = drop_captions(batch, draws, self.empty_text)
         base_alone = partial(lora.adapter_off, self.transformer) if self.config.flow.preserve_base else None
         return training_losses(self.transformer, batch, draws, self.config.task, self.geometry, base_alone)

@@ -65,10 +65,10 @@ def plan_memory(config: Config, module: ICLoRA, shards: ShardSet, folder: Path, 
     folder (memory.json) is reused on the same kind of GPU and number of ranks per node.
 
     say: receives progress messages. Returns None if there is nothing to plan: on a CPU, with blocks that are not
-    compiled, or with model.activation_budget set.
+    compiled, with model.audio=on, or with model.activation_budget set.
     """
     memory, device = config.trainer.get("memory"), module.transformer.patchify_proj.weight.device
-    compiled = runner_of(module.transformer).activation_budget is not None
+    compiled = runner_of(module.transformer).activation_budget is not None and module.audio is None
     if memory is None or device.type != "cuda" or not compiled or config.model.activation_budget is not None:
         require(
             memory in (None, "auto"),

@@ -17,6 +17,8 @@ from iclora_train.diffusion.loss import ClipLosses
 
 SIGMA_BUCKETS = 4  # equal ranges of noise levels for which the loss is logged separately
 LOCALITY = "locality"  # column that flow.locality adds
+AUDIO = "loss_audio"  # column that model.audio=on adds
+_LOSSES = ("loss", "locality", "audio")  # of `_BatchMetrics`, on the device
 
 Row = dict[str, float]
 
@@ -27,12 +29,13 @@ class DivergedError(ConfigError):
 
 @dataclass(frozen=True)
 class _BatchMetrics:
-    """Clips of a batch: keys and noise levels (B,) on the host, flow losses and `ClipLosses.locality` (B,)."""
+    """Clips of a batch: keys and noise levels (B,) on the host, the losses of `ClipLosses` (B,)."""
 
     keys: list[str]
     sigma: Tensor
     loss: Tensor
     locality: Tensor  # NaN for all clips of a batch in which no clip has a region
+    audio: Tensor  # NaN for clips without a sound of their own, or without model.audio
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class DeferredMetrics:
         """Add a batch: the keys of its clips, and its losses."""
         loss = losses.flow.detach()
         locality = torch.full_like(loss, math.nan) if losses.locality is None else losses.locality.detach()
-        self.batches.append(_BatchMetrics(keys, losses.sigma, loss, locality))
+        audio = losses.audio_of_heard().detach()
+        self.batches.append(_BatchMetrics(keys, losses.sigma, loss, locality, audio))
 
     def end_step(self, number: int, grad_norm: Tensor, lr: float) -> None:
         """The batches added since the last call are those of optimizer step `number`."""
@@ -83,9 +87,9 @@ class DeferredMetrics:
             error = _divergence(step.number, in_order, norm)
             if error is not None:
                 return rows, error
-            names = ("sigma", "loss", "locality")
-            sigma, loss, locality = (torch.cat([getattr(batch, name) for batch in in_order]) for name in names)
-            means = {**_mean_losses(sigma, loss), **_mean_locality(locality)}
+            names = ("sigma", *_LOSSES)
+            sigma, loss, locality, audio = (torch.cat([getattr(batch, name) for batch in in_order]) for name in names)
+            means = {**_mean_losses(sigma, loss), **_mean_of(LOCALITY, locality), **_mean_of(AUDIO, audio)}
             drawn = Counter(key.partition("-")[0] for batch in in_order for key in batch.keys) if self.sources else {}
             means |= {drawn_name(source): drawn[source] for source in self.sources}
             rows.append({"step": step.number, **means, "grad_norm": norm, "lr": step.lr})
@@ -95,14 +99,14 @@ class DeferredMetrics:
 def _on_host(steps: list[_StepMetrics]) -> tuple[list[list[_BatchMetrics]], list[float]]:
     """The batches of each step with their losses on the host, and the gradient norm of each step."""
     batches = [batch for step in steps for batch in step.batches]
-    loss, locality = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("loss", "locality"))
+    losses = [torch.cat([getattr(batch, name) for batch in batches]) for name in _LOSSES]
     norms = torch.stack([step.grad_norm for step in steps])
-    on_host = torch.cat([values.float() for values in (loss, locality, norms)]).cpu()  # one copy: the host waits once
-    loss, locality, norms = on_host.split([len(loss), len(locality), len(norms)])
+    on_host = torch.cat([values.float() for values in (*losses, norms)]).cpu()  # one copy: the host waits once
+    *losses, norms = on_host.split([*map(len, losses), len(norms)])
     counts = [len(batch.keys) for batch in batches]
-    parts = zip(batches, loss.split(counts), locality.split(counts), strict=True)
+    parts = zip(batches, *(values.split(counts) for values in losses), strict=True)
     # clones, because a pickled view takes the whole tensor along
-    copies = iter([replace(batch, loss=loss.clone(), locality=locality.clone()) for batch, loss, locality in parts])
+    copies = iter([replace(b, loss=x.clone(), locality=y.clone(), audio=z.clone()) for b, x, y, z in parts])
     return [list(islice(copies, len(step.batches))) for step in steps], norms.tolist()
 
 
@@ -110,7 +114,8 @@ def step_columns(config: Config) -> list[str]:
     """Names of the values in a row of `DeferredMetrics.collect`."""
     buckets = [bucket_name(i) for i in range(SIGMA_BUCKETS)]
     drawn = [drawn_name(source) for source in source_names(config)]
-    return ["step", "loss", *buckets, *([LOCALITY] if config.flow.locality else []), *drawn, "grad_norm", "lr"]
+    optional = [LOCALITY] * bool(config.flow.locality) + [AUDIO] * (config.model.audio == "on")
+    return ["step", "loss", *buckets, *optional, *drawn, "grad_norm", "lr"]
 
 
 def source_names(config: Config) -> list[str]:
@@ -137,10 +142,10 @@ def _mean_losses(sigma: Tensor, loss: Tensor) -> Row:
     return row
 
 
-def _mean_locality(locality: Tensor) -> Row:
-    """Mean of the locality term over the batches that have a region; empty if none has."""
-    measured = locality[~locality.isnan()]
-    return {LOCALITY: float(measured.mean())} if len(measured) else {}
+def _mean_of(column: str, values: Tensor) -> Row:
+    """Mean of a further term of the loss over the clips that have it; empty if none has."""
+    measured = values[~values.isnan()]
+    return {column: float(measured.mean())} if len(measured) else {}
 
 
 def _divergence(number: int, batches: list[_BatchMetrics], norm: float) -> DivergedError | None:

@@ -17,18 +17,27 @@ from torch import Tensor
 from iclora_train.adapters import lora
 from iclora_train.config import Config, require
 from iclora_train.core.ranks import global_rank, world_size
-from iclora_train.core.types import Geometry, LatentPair
+from iclora_train.core.types import AudioGeometry, Geometry, LatentPair
 from iclora_train.data.batch import Batch, collate
 from iclora_train.data.batch_sampler import clips_per_batch
 from iclora_train.data.recordings import half_a_list_away, recording_of_clips
 from iclora_train.data.shards import ShardSet
-from iclora_train.diffusion.loss import loss_at
-from iclora_train.diffusion.sampler import draw_noise
+from iclora_train.diffusion.audio_inputs import require_sound
+from iclora_train.diffusion.loss import loss_at, losses_at
+from iclora_train.diffusion.sampler import draw_noises
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.training.preemption import gather_work
-from iclora_train.training.validation_metrics import CLIP_COLUMNS, CONDITIONS, loss_columns, loss_row
+from iclora_train.training.validation_metrics import (
+    CLIP_COLUMNS,
+    CONDITIONS,
+    audio_columns,
+    audio_row,
+    loss_columns,
+    loss_row,
+)
 
+AUDIO = "audio_"  # before a condition: the losses of the sound
 Losses = dict[tuple[str, float], Tensor]  # (one of CONDITIONS, sigma) -> loss of each clip of a batch (B,)
 
 
@@ -127,19 +136,26 @@ def fit_latent(latent: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def validation_columns(config: Config) -> list[str]:
     """Columns of `validation_losses` and of `validation_clips.ValidationClips`."""
-    return [*loss_columns(config.validation.sigmas, config.task.has_reference), *CLIP_COLUMNS]
+    sigmas, has_reference = config.validation.sigmas, config.task.has_reference
+    of_audio = audio_columns(sigmas, has_reference) if config.model.audio == "on" else []
+    return [*loss_columns(sigmas, has_reference), *of_audio, *CLIP_COLUMNS]
 
 
 def validation_losses(
-    transformer: Transformer, batches: ValidationBatches, config: Config, geometry: Geometry
+    transformer: Transformer,
+    batches: ValidationBatches,
+    config: Config,
+    geometry: Geometry,
+    audio: AudioGeometry | None = None,
 ) -> dict[str, float]:
     """Velocity losses at each of validation.sigmas, and the metrics derived from them (`validation_metrics.loss_row`).
 
     The noise is fixed. The adapter gets the correct, a swapped (if there is one) and no reference, in a task without
     references only the last; the base alone gets no reference. All ranks call this together, and get the row that a
     single process computes. StopRequestedError as in `preemption.gather_work`.
+    audio: of a transformer of both streams, whose sound is then judged too (`validation_metrics.audio_row`).
     """
-    shares = gather_work(lambda: losses_of_rank(transformer, batches, config, geometry))
+    shares = gather_work(lambda: losses_of_rank(transformer, batches, config, geometry, audio))
     return row_of_losses(shares, config.validation.sigmas)
 
 
@@ -147,12 +163,19 @@ def row_of_losses(shares: Sequence[Mapping[int, Losses]], sigmas: Sequence[float
     """The row of all batches, from the losses of each rank (`losses_of_rank`)."""
     by_batch = {number: losses for share in shares for number, losses in share.items()}
     ordered = [by_batch[number] for number in range(len(by_batch))]
-    return loss_row({key: torch.cat([losses[key] for losses in ordered]) for key in ordered[0]}, sigmas)
+    joined = {key: torch.cat([losses[key] for losses in ordered]) for key in ordered[0]}
+    of_audio = {(c.removeprefix(AUDIO), s): loss for (c, s), loss in joined.items() if c.startswith(AUDIO)}
+    of_video = {key: loss for key, loss in joined.items() if not key[0].startswith(AUDIO)}
+    return {**loss_row(of_video, sigmas), **audio_row(of_audio)}
 
 
 @torch.no_grad()
 def losses_of_rank(
-    transformer: Transformer, batches: ValidationBatches, config: Config, geometry: Geometry
+    transformer: Transformer,
+    batches: ValidationBatches,
+    config: Config,
+    geometry: Geometry,
+    audio: AudioGeometry | None = None,
 ) -> dict[int, Losses]:
     """Number of a batch -> its losses, for this rank's share of the batches. Waits for no other rank."""
     runner_of(transformer).free_training_memory()
@@ -160,7 +183,7 @@ def losses_of_rank(
     numbers = range(global_rank(), len(sizes), world_size())
     with _eval_mode(transformer):
         return {
-            number: _batch_losses(transformer, batches.batches[number], sum(sizes[:number]), config, geometry)
+            number: _batch_losses(transformer, batches.batches[number], sum(sizes[:number]), config, geometry, audio)
             for number in numbers
         }
 
@@ -176,13 +199,19 @@ def _eval_mode(transformer: Transformer) -> Iterator[None]:
 
 
 def _batch_losses(
-    transformer: Transformer, batch: tuple[Batch, Batch | None], first: int, config: Config, geometry: Geometry
+    transformer: Transformer,
+    batch: tuple[Batch, Batch | None],
+    first: int,
+    config: Config,
+    geometry: Geometry,
+    audio: AudioGeometry | None,
 ) -> Losses:
     """Losses of a batch, on the host. first: number of its first clip, the seed of that clip's noise."""
     correct, swapped = batch
     device = next(transformer.parameters()).device
     no_references = replace(correct, references=[])
-    noise = draw_noise(range(first, first + len(correct.keys)), tuple(correct.target.shape[1:])).to(device)
+    shapes = [correct.target.shape[1:], *([] if audio is None else [require_sound(correct)[0].shape[1:]])]
+    noise, *of_sound = (n.to(device) for n in draw_noises(range(first, first + len(correct.keys)), shapes))
     losses: Losses = {}
     for condition, clips in zip(CONDITIONS, (correct, swapped, no_references, no_references), strict=True):
         if clips is None or (condition == "correct" and not correct.references):
@@ -190,5 +219,11 @@ def _batch_losses(
         on_device = clips.to(device)
         with lora.adapter_off(transformer) if condition == "base" else nullcontext():
             for sigma in config.validation.sigmas:
-                losses[condition, sigma] = loss_at(transformer, on_device, noise, sigma, config.task, geometry).cpu()
+                if audio is None:
+                    loss = loss_at(transformer, on_device, noise, sigma, config.task, geometry)
+                else:
+                    both = (noise, of_sound[0])
+                    loss, heard = losses_at(transformer, on_device, both, sigma, config.task, geometry, audio)
+                    losses[AUDIO + condition, sigma] = heard.cpu()
+                losses[condition, sigma] = loss.cpu()
     return losses

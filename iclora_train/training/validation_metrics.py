@@ -50,6 +50,17 @@ def loss_columns(sigmas: Sequence[float], has_reference: bool = True) -> list[st
     return [*losses, *per_sigma, "control_gain", "swap_gap", "swap_won"]
 
 
+def audio_columns(sigmas: Sequence[float], has_reference: bool = True) -> list[str]:
+    """Names of the values of `audio_row`."""
+    conditions = CONDITIONS if has_reference else PLAIN_CONDITIONS
+    return [f"val_audio_{condition}_{sigma:g}" for condition in conditions for sigma in sigmas]
+
+
+def audio_row(losses: LossesByCondition) -> dict[str, float]:
+    """Mean losses of the sound (model.audio=on) over the clips that have one."""
+    return {f"val_audio_{condition}_{s:g}": float(loss.nanmean()) for (condition, s), loss in losses.items()}
+
+
 def loss_row(losses: LossesByCondition, sigmas: Sequence[float]) -> dict[str, float]:
     """Mean losses; control gain and swap gap, per noise level and of losses summed over the levels; and swap_won, the
     share of clips whose loss is lower with the correct reference than with the swapped one (chance: 0.5).
