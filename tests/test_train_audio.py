@@ -126,7 +126,7 @@ def test_a_run_trains_both_streams_and_resumes_exactly(checkpoint: Path, clips: 
     adapter = lora.read(tmp_path / "runs/whole/adapter.safetensors")
     assert any("audio_to_video_attn" in name for name in adapter.weights)
     table = read_metrics(tmp_path / "runs/whole/metrics.csv")
-    for column in ("loss", "loss_audio", "val_correct_0.5", "val_audio_correct_0.5", "val_audio_base_0.9"):
+    for column in ("loss", "loss_audio", "val_correct_0.3", "val_audio_correct_0.3", "val_audio_base_0.9"):
         values = [float(row[column]) for row in table.rows if row[column]]
         assert values, column
         assert min(values) > 0, column
