@@ -252,9 +252,12 @@ def test_no_damage_looks_like_a_worse_adapter(
     damage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit code 1 means that B is worse: a damaged file must not end with it, nor in a traceback."""
-    (tmp_path / "a.json").write_text(json.dumps(scores()))
-    for path in places(scores()):
-        other = copy.deepcopy(scores())
+    whole = scores() | {"readers": {"pose": "network 0123456789ab"}}
+    settings = {"sample": {"steps": 2}, "task": {"conditions": [{"p": 0.5}]}, "eval": {"pose_network": None}}
+    whole["provenance"] |= {"settings": settings, "definitions": 2, "weights": {"lpips": "ab"}, "loss_sigmas": [0.5]}
+    (tmp_path / "a.json").write_text(json.dumps(whole))
+    for path in places(whole):
+        other = copy.deepcopy(whole)
         section: Any = other
         for key in path[:-1]:
             section = section[key]

@@ -79,8 +79,20 @@ class _Control:
 
 
 @dataclass(frozen=True)
+class _Condition:
+    p: AnyNumber
+
+
+@dataclass(frozen=True)
+class _Task:
+    conditions: list[_Condition] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class _Settings:
     sample: Any
+    task: _Task = field(default_factory=_Task)
+    eval: dict[Text, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,9 @@ class _Provenance:
     precision: Any
     device: Any
     versions: Any
+    definitions: Count = 1
+    weights: dict[Text, Any] = field(default_factory=dict)
+    loss_sigmas: list[AnyNumber] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,7 @@ class _Comparable:
     windows: dict[Text, dict[Text, list[AnyNumber | None]]]
     provenance: _Provenance
     controls: dict[Text, _Control] = field(default_factory=dict)
+    readers: dict[Text, Text] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
