@@ -70,7 +70,7 @@ def describe(path: Path, adapter: Adapter) -> str:
     if len(layouts) > 1:
         kind = f"{len(layouts)} references: " + "; ".join(f"{layout.name}, {layout.in_words}" for layout in layouts)
         kind += "" if adapter.slots is None else "; with learned slots, which other programs ignore"
-    outside = "audio modules and cross-attention to audio, which this program ignores"
+    outside = "audio modules and cross-attention to audio"
     audio = f", {len(adapter.audio)} of them {outside}" if adapter.audio else ""
     return f"{path}: {len(adapter.weights)} linears{audio}; {rank}; {kind}"
 

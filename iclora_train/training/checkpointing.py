@@ -209,8 +209,12 @@ def _with_new_settings(begun: dict[str, Any], settings: dict[str, Any]) -> dict[
         if isinstance(section, dict) and isinstance(begun.get(name), dict):
             new = (section.keys() - begun[name].keys()) & defaults[name].keys()
             merged[name] = begun[name] | {key: defaults[name][key] for key in new}
-    if isinstance(conditions := merged.get("task", {}).get("conditions"), list):
-        merged["task"]["conditions"] = [dict.fromkeys(NEW_KEYS) | entry for entry in conditions]
+    task = merged.get("task")
+    if isinstance(task, dict) and isinstance(task.get("conditions"), list):
+        conditions = [
+            dict.fromkeys(NEW_KEYS) | entry if isinstance(entry, dict) else entry for entry in task["conditions"]
+        ]
+        merged["task"] = task | {"conditions": conditions}
     return merged
 
 
