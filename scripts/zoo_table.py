@@ -113,10 +113,12 @@ def _references(scores: Mapping[str, Any]) -> list[str]:
 def _of_each_reference(scores: Mapping[str, Any]) -> list[str]:
     """Of several references, a line that says whether each is followed; none for a single one."""
     claims = {verdict["name"]: verdict for verdict in scores["verdicts"]}
-    found = [(name, claims[f"follows {name}"]) for name in scores.get("references", {}) if f"follows {name}" in claims]
-    if not found:
+    claimed = [
+        (name, claims[f"follows {name}"]) for name in scores.get("references", {}) if f"follows {name}" in claims
+    ]
+    if not claimed:
         return []
-    values = [f"{name} {format_estimate(v['value'])}{MARKS[v['outcome']]}" for name, v in found]
+    values = [f"{name} {format_estimate(v['value'])}{MARKS[v['outcome']]}" for name, v in claimed]
     return [f"Share of the gain lost if one reference alone is swapped: {', '.join(values)}."]
 
 

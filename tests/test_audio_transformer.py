@@ -108,8 +108,8 @@ def published(
         return diffusers_velocities(model, tokens, text, audio, stg)
 
 
-def assert_equal(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
-    for velocity, published_velocity in zip(found, expected, strict=True):
+def assert_equal(velocities: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+    for velocity, published_velocity in zip(velocities, expected, strict=True):
         assert velocity.shape == published_velocity.shape
         assert relative_error(velocity, published_velocity) < 1e-5
         assert torch.allclose(velocity, published_velocity, atol=1e-5 * float(published_velocity.abs().max()))
@@ -125,11 +125,11 @@ def difference(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tupl
 def test_both_streams_equal_the_published_model(official: Path, case: Case) -> None:
     net, reference = BaseModel.open(str(official)).transformer(audio=True), diffusers_model(official)
     (tokens, text), audio = inputs_of(case, net), sound_of(net)
-    found = net(tokens, text, audio=audio)
-    assert_equal(found, published(reference, tokens, text, audio))
+    velocities = net(tokens, text, audio=audio)
+    assert_equal(velocities, published(reference, tokens, text, audio))
     isolated = net(tokens, text, audio=replace(audio, isolated=True))
     assert_equal(isolated, published(reference, tokens, text, replace(audio, isolated=True)))
-    assert min(difference(isolated, found)) > 1e-2
+    assert min(difference(isolated, velocities)) > 1e-2
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -137,9 +137,9 @@ def test_both_streams_equal_the_published_model(official: Path, case: Case) -> N
 def test_both_streams_equal_the_published_model_as_its_pipelines_call_it(official: Path, case: Case) -> None:
     net, reference = BaseModel.open(str(official)).transformer(audio=True), diffusers_model(official)
     (tokens, text), audio = inputs_of(case, net), replace(sound_of(net), cross_level="comfyui")
-    found = net(tokens, text, audio=audio)
-    assert_equal(found, diffusers_velocities(reference, tokens, text, audio))
-    assert min(difference(found, net(tokens, text, audio=replace(audio, cross_level="ltx")))) > 1e-3
+    velocities = net(tokens, text, audio=audio)
+    assert_equal(velocities, diffusers_velocities(reference, tokens, text, audio))
+    assert min(difference(velocities, net(tokens, text, audio=replace(audio, cross_level="ltx")))) > 1e-3
     with pytest.raises(ValueError, match="cross_level='own' is not one of ltx, comfyui"):
         replace(audio, cross_level="own")
 
@@ -148,8 +148,8 @@ def test_both_streams_equal_the_published_model_as_its_pipelines_call_it(officia
 def test_without_clean_tokens_and_at_one_noise_level_the_published_gates_are_the_same(official: Path) -> None:
     net, reference = BaseModel.open(str(official)).transformer(audio=True), diffusers_model(official)
     (tokens, text), audio = inputs_of(Case(), net), sound_of(net)
-    found = net(tokens, text, audio=audio)
-    assert min(difference(found, diffusers_velocities(reference, tokens, text, audio))) > 1e-3
+    velocities = net(tokens, text, audio=audio)
+    assert min(difference(velocities, diffusers_velocities(reference, tokens, text, audio))) > 1e-3
     level = torch.full((2, 2), 0.6)
     tokens, audio = replace(tokens, sigma=level), replace(audio, tokens=replace(audio.tokens, sigma=level))
     for cross_level in ("ltx", "comfyui"):
@@ -211,8 +211,8 @@ def test_attention_weights_act_on_self_attention_alone(official: Path) -> None:
     (tokens, text), audio = inputs_of(Case(), net), sound_of(net)
     weighted = replace(tokens, weight=torch.where(tokens.group > 0, 0.0, 1.0).expand(2, -1))
     other = replace(weighted, latent=torch.where((tokens.group > 0)[:, None], -tokens.latent, tokens.latent))
-    found, changed = net(weighted, text, audio=audio), net(other, text, audio=audio)
-    assert relative_error(changed[1], found[1]) > 1e-3
+    velocities, changed = net(weighted, text, audio=audio), net(other, text, audio=audio)
+    assert relative_error(changed[1], velocities[1]) > 1e-3
     isolated = replace(audio, isolated=True)
     alone, alone_changed = net(weighted, text, audio=isolated), net(other, text, audio=isolated)
     assert torch.equal(alone[1], alone_changed[1])
@@ -231,13 +231,13 @@ def test_a_diffusers_folder_and_fp8_weights_give_both_streams(official: Path, tm
         assert torch.equal(velocity, expected)
     file = write_checkpoint(tmp_path / "fp8", base.version, fp8=True)
     dequantized = BaseModel.open(str(file)).transformer(audio=True)
-    found = dequantized(tokens, text, audio=audio)
-    assert_equal(found, published(diffusers_model(file), tokens, text, audio))
+    velocities = dequantized(tokens, text, audio=audio)
+    assert_equal(velocities, published(diffusers_model(file), tokens, text, audio))
     in_fp8 = BaseModel.open(str(file)).transformer(audio=True, fp8=True)
     kinds = {name.split(".", 2)[2] for name, layer in in_fp8.named_modules() if isinstance(layer, Fp8Linear)}
     assert kinds >= {"audio_attn1.to_q", "audio_ff.net.2", "audio_to_video_attn.to_v", "video_to_audio_attn.to_out.0"}
-    assert max(difference(in_fp8(tokens, text, audio=audio), found)) < 1e-5
-    assert 1e-4 < max(difference(found, exact)) < 0.1
+    assert max(difference(in_fp8(tokens, text, audio=audio), velocities)) < 1e-5
+    assert 1e-4 < max(difference(velocities, exact)) < 0.1
 
 
 def test_a_checkpoint_without_the_audio_half_is_named(official: Path, tmp_path: Path) -> None:

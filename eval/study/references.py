@@ -66,12 +66,12 @@ def references_of(folder: Path, names: list[str]) -> dict[str, list[ReferenceFil
     ConfigError for a folder with none of them; clips without one are left out."""
     require(folder.is_dir(), f"--references {folder} does not exist: give a folder of clips and pictures")
     files, places = files_by_stem(folder, VIDEOS + IMAGES), _places(folder)
-    found = {name: list(_of_clip(name, files, places)) for name in names}
+    of_clips = {name: list(_of_clip(name, files, places)) for name in names}
     require(
-        any(found.values()),
+        any(of_clips.values()),
         f"--references {folder}: no file is named as a clip of the study ({names[0]}) or <window>.reference0",
     )
-    return {name: references for name, references in found.items() if references}
+    return {name: references for name, references in of_clips.items() if references}
 
 
 def _of_clip(name: str, files: Mapping[str, Path], places: Mapping[str, Place]) -> Iterator[ReferenceFile]:

@@ -54,14 +54,14 @@ class CleanCells:
     def usual(self, batch: int, size: tuple[int, int, int], masks: Tensor | None = None) -> Tensor | None:
         """The clean cells (B,f,h,w) of validation and eval; None if no cell is clean.
 
-        Conditions with p >= 0.5, in the middle of their bounds: a part of the picture is in its middle, and of the
-        first of the entry's shapes. Of a mask from the data, each clip has its own: masks as in `draw`.
+        Conditions with p >= 0.5 are used, in the middle of their bounds: a part of the picture lies in its middle and
+        has the first of the entry's shapes. A mask from the data is read for each clip: masks as in `draw`.
         """
         middle = [_MIDDLE] * (RANDOM_NUMBERS - 1)
         middle[0] = 0.0  # the first shape
         used = [(condition, middle) for condition in self.conditions if condition.usual]
-        own = [None] * batch if masks is None else list(masks)
-        cells = torch.stack([self._cells(used, size, mask) for mask in own])
+        clip_masks = [None] * batch if masks is None else list(masks)
+        cells = torch.stack([self._cells(used, size, mask) for mask in clip_masks])
         return cells if cells.any() else None
 
     def usual_settings(self) -> list[dict[str, Any]]:

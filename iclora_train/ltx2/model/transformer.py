@@ -262,8 +262,8 @@ class Transformer(nn.Module):
         """The inputs of each stream for the attention between the streams (ltx-core, `transformer_args.py`)."""
         config, sound, gate_scale = self.config, audio.tokens, sizes.av_ca_timestep_scale_multiplier
         of_video, of_audio = tokens.sigma[:, :1].float(), sound.sigma[:, :1].float()  # noise levels of the targets
-        own = audio.cross_level == "ltx"
-        levels, audio_levels = (tokens.sigma.float(), sound.sigma.float()) if own else (of_audio, of_video)
+        own_level = audio.cross_level == "ltx"
+        levels, audio_levels = (tokens.sigma.float(), sound.sigma.float()) if own_level else (of_audio, of_video)
         longest = (max(config.positional_embedding_max_pos[0], sizes.positional_embedding_max_pos[0]),)
         table = (sizes.width, sizes.num_attention_heads, config.positional_embedding_theta, longest, dtype)
         scale = config.timestep_scale_multiplier
