@@ -13,9 +13,8 @@ from iclora_train.core.types import Sound
 from iclora_train.media import sound_decoder
 from iclora_train.media.clip import probe, read_clip
 from iclora_train.media.kept_sound import kept_or_read
-from iclora_train.media.section import Section
 from iclora_train.media.shard_clip import decode_clip, encode_clip
-from iclora_train.media.sound import encode_wav, probe_sound, read_sound, resample, section_start
+from iclora_train.media.sound import encode_wav, probe_sound, read_sound, resample
 from iclora_train.media.sound_track import KeptSound
 from tests.clips import moving
 
@@ -293,13 +292,3 @@ def test_sound_that_would_move_is_encoded_again_at_its_time(tmp_path: Path) -> N
     assert isinstance(again, Sound)
     errors = [np.abs(np.roll(again.samples, lag, axis=1) - sound.samples)[:, 6000:-6000].mean() for lag in (-24, 0, 24)]
     assert int(np.argmin(errors)) == 1
-
-
-def test_the_sound_of_a_section_begins_with_its_first_frame(tmp_path: Path) -> None:
-    samples = noise(48000)
-    file = write(tmp_path / "a.mov", [(0.0, samples)], video_at=0.0)
-    assert section_start(file, None) == 0
-    assert section_start(file, Section(Fraction(10), Fraction(20), in_frames=True)) == Fraction(10, FPS)
-    start = section_start(file, Section(Fraction("0.41"), Fraction("0.6")))
-    assert start == Fraction(10, FPS)  # the frame whose middle lies in the section begins earlier
-    assert np.array_equal(read_sound(file, start, Fraction(1, 5)).samples, samples[:, 19200:28800])

@@ -74,15 +74,15 @@ def diagnose_reference(facts: ClipFacts, clips: AlignedClips, reference: Aligned
     result.findings.extend(_signal(kind, reference, result.measured))
     copied = list(_copied(kind, reference, result.measured))
     result.findings.extend(copied)
-    found, reason = agreements(kind, reference.facts.task, clips.clip, reference.shown, reference.frames)
-    result.measured.update({measured.what: measured.value for measured in found})
-    missed = [measured for measured in found if not measured.is_followed]
-    if not found:
+    agreeing, reason = agreements(kind, reference.facts.task, clips.clip, reference.shown, reference.frames)
+    result.measured.update({measured.what: measured.value for measured in agreeing})
+    missed = [measured for measured in agreeing if not measured.is_followed]
+    if not agreeing:
         result.not_measured.append(f"whether the reference ({kind}) is followed: {reason}")
     if missed and not copied:
         result.findings.append(_not_followed(missed, facts, reference))
     named = [replace(finding, reference=reference.facts.name) for finding in result.findings]
-    return replace(result, findings=named, is_followed=not missed and not copied if found else None)
+    return replace(result, findings=named, is_followed=not missed and not copied if agreeing else None)
 
 
 def diagnose_clip(clips: AlignedClips, kinds: list[str]) -> Diagnosis:

@@ -47,13 +47,13 @@ def references_of(
         "for each, in this order; null leaves one out",
     )
     several = len(layouts) > 1 or len(places) > 1
-    found = []
+    facts = []
     for place, path in places.items():
         layout = layouts[place] if len(layouts) > 1 else layouts[0]
         name = "" if not several else layout.name if len(layouts) > 1 else str(place + 1)
         position = position_of(path, recorded.reference, len(places) == 1)
-        found.append(_facts(settings, recorded, task, layout, name, place, position, path))
-    return found, [name for place, name in enumerate(names) if several and len(layouts) > 1 and place not in places]
+        facts.append(_facts(settings, recorded, task, layout, name, place, position, path))
+    return facts, [name for place, name in enumerate(names) if several and len(layouts) > 1 and place not in places]
 
 
 def _places(settings: DiagnoseSettings, recorded: RecordSettings) -> dict[int, str]:
@@ -75,16 +75,19 @@ def _places(settings: DiagnoseSettings, recorded: RecordSettings) -> dict[int, s
 
 def _layouts(task: Task | None, metadata: Mapping[str, str]) -> list[ReferenceLayout]:
     """The layout of each reference: of the adapter's file where it says so, else of the task, else the usual one."""
-    own = task or Task(name="unknown", maker="given")
+    layout_task = task or Task(name="unknown", maker="given")
     is_valid = {key: key in metadata and not metadata_findings({key: metadata[key]}) for key in (DOWNSCALE, TEMPORAL)}
     at_frame = FRAME in metadata and not metadata_findings({FRAME: metadata[FRAME]})
     first = ReferenceLayout(
         FIRST,
-        factor(metadata, DOWNSCALE) if is_valid[DOWNSCALE] else own.reference_downscale,
-        factor(metadata, TEMPORAL) if is_valid[TEMPORAL] else own.reference_temporal_scale,
-        reference_frame(metadata) if at_frame else frame_in_file(own.reference_frame),
+        factor(metadata, DOWNSCALE) if is_valid[DOWNSCALE] else layout_task.reference_downscale,
+        factor(metadata, TEMPORAL) if is_valid[TEMPORAL] else layout_task.reference_temporal_scale,
+        reference_frame(metadata) if at_frame else frame_in_file(layout_task.reference_frame),
     )
-    return [first, *(more_layouts(metadata) or [ReferenceLayout(**more.layout()) for more in own.more_references])]
+    return [
+        first,
+        *(more_layouts(metadata) or [ReferenceLayout(**more.layout()) for more in layout_task.more_references]),
+    ]
 
 
 def _facts(

@@ -82,8 +82,11 @@ class AudioPlan:
             return kept_or_read(path, self.source.start, seconds), read_sound(path, self.source.start, seconds)
         if self.mode == "none":
             return None
-        if latent is None:  # of a small region, which the first stage does not have
-            raise ConfigError("audio=generate: the first stage keeps all of source and makes no sound: unset upsampler")
+        if latent is None:  # `regenerate` is so small that the first stage has no cell to make, and is skipped
+            raise ConfigError(
+                "audio=generate: the first stage makes the sound, and it is skipped, because regenerate is too small "
+                "for its size: unset upsampler"
+            )
         sound = AudioCodec.open(base.checkpoint).to(device).decode(latent.to(device)).fitted(seconds)
         return sound, sound
 
@@ -98,11 +101,11 @@ def plan_audio(
     tiles: Sequence[Tile],
     device: torch.device,
 ) -> AudioPlan:
-    """The plan of a video. ConfigError names the setting that does not fit the base, the source or the other ones."""
-    mode, wanted = settings.audio, settings.model.audio
+    """The plan of a video. ConfigError names the setting that does not fit the base, the source or another setting."""
+    mode, switch = settings.audio, settings.model.audio
     needed = mode in ("generate", "reference")
     require(
-        not (needed and wanted == "off"),
+        not (needed and switch == "off"),
         f"audio={mode} samples the audio stream: set model.audio=auto or on, or another audio=",
     )
     require(
@@ -112,9 +115,9 @@ def plan_audio(
     )
     source = _source(settings, inputs, adapter, shape, base) if mode in ("copy", "reference") else None
     obstacle = _obstacle(base, tiles)
-    if needed or wanted == "on":
+    if needed or switch == "on":
         require(obstacle is None, _refusal(settings, base, obstacle))
-    elif wanted == "off":
+    elif switch == "off":
         obstacle = "model.audio=off"
     elif obstacle is None and device.type == "cuda":
         obstacle = memory_obstacle(base, settings.model, torch.cuda.mem_get_info(device)[0])

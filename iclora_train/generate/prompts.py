@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -62,11 +63,16 @@ def window_prompts(
         all(text.strip() for text in texts) or not needs_prompt,
         f'prompt is not set: {base.name} needs a description of the video, e.g. prompt="a dog runs on a beach"'
         if len(texts) == 1
-        else f"prompt={texts} has an empty text: {base.name} needs a description of every window",
+        else f"prompt={texts}: text {_first_empty(texts)} is empty: {base.name} needs a description of every window",
     )
     numbers = _by_window(len(texts), windows) if settings.prompt_frames is None else _by_frame(settings, windows)
     whole = [full_prompt(text, adapter) for text in texts]
     return [whole[number] for number in numbers]
+
+
+def _first_empty(texts: Sequence[str]) -> int:
+    """The number of the first empty text, from 1; 0 if none is empty."""
+    return next((number for number, text in enumerate(texts, 1) if not text.strip()), 0)
 
 
 def full_prompt(text: str, adapter: Adapter) -> str:
@@ -108,24 +114,26 @@ def _by_window(count: int, windows: Sequence[Window]) -> list[int]:
 
 def _by_frame(settings: GenerateSettings, windows: Sequence[Window]) -> list[int]:
     """The number of the text of each window, from the frames at which the texts begin."""
-    frames, given = windows[-1].end, settings.prompt_frames
-    begins = [frame if frame >= 0 else frames + frame for frame in given]
-    require(
-        begins[0] == 0 and begins == sorted(set(begins)) and begins[-1] < frames,
-        f"prompt_frames={given} must begin with 0, rise, and lie in the video of {frames} frames",
-    )
+    frames, listed = windows[-1].end, settings.prompt_frames
+    begins = [frame if frame >= 0 else frames + frame for frame in listed]
+    rule = "give rising frames of the video, the first one 0; a negative frame counts from the end"
+    outside = next((frame for frame, begin in zip(listed, begins, strict=True) if not 0 <= begin < frames), None)
+    require(outside is None, f"prompt_frames={listed}: the video has no frame {outside}, only {frames} frames; {rule}")
+    require(begins[0] == 0, f"prompt_frames={listed}: the first text begins at frame {begins[0]}; {rule}")
+    falling = next((b for a, b in pairwise(begins) if b <= a), None)
+    require(falling is None, f"prompt_frames={listed}: frame {falling} is not after the frame before it; {rule}")
     spans = list(zip(begins, [*begins[1:], frames], strict=True))
     numbers = []
     for window in windows:
         new = window.start + window.carried
         shares = [min(end, window.end) - max(begin, new) for begin, end in spans]
         numbers.append(shares.index(max(shares)))
-    made = ", ".join(f"{window.start + window.carried} to {window.end - 1}" for window in windows)
+    spans_of_windows = ", ".join(f"{window.start + window.carried} to {window.end - 1}" for window in windows)
     unused = next((number for number in range(len(spans)) if number not in numbers), None)
     require(
         unused is None,
-        f"prompt_frames={given}: no window has the text that begins at frame {given[unused or 0]}, because no window "
-        f"makes most of its new frames there; the windows make frames {made}: let a text begin where a window does, or "
-        "set window_frames",
+        f"prompt_frames={listed}: no window has the text that begins at frame {listed[unused or 0]}, because no window "
+        f"makes most of its new frames there; the windows make frames {spans_of_windows}: let a text begin where a "
+        "window does, or set window_frames",
     )
     return numbers

@@ -46,13 +46,6 @@ def probe_sound(path: Path) -> SoundTrack | None:
         return SoundTrack(context.codec.canonical_name, context.sample_rate, context.layout.nb_channels)
 
 
-def section_start(path: Path, section: Section | None) -> Fraction:
-    """`start` of `read_sound` for the frames of a section: seconds from the video's first frame to the section's."""
-    if section is None:
-        return Fraction(0)
-    return time_of(next(decode_section(path, section, as_shown=False)).frame) - time_of(next(decode(path)).frame)
-
-
 def read_sound(
     path: Path, start: Fraction = Fraction(0), seconds: Fraction | None = None, rate: int | None = None
 ) -> Sound:
