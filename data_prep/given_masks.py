@@ -81,6 +81,6 @@ def _seed_use(task: Task) -> int:
     condition = data_mask(task.conditions)
     assert condition is not None
     parts = [(part.maker, dict(part.maker_args)) for part in task.for_references()]
-    own = (condition.maker, dict(condition.maker_args or {}))
-    number = parts.index(own) if own in parts else 0
+    painted = (condition.maker, dict(condition.maker_args or {}))
+    number = parts.index(painted) if painted in parts else 0
     return MAKER_USES + number if number else 1

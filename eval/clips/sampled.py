@@ -239,17 +239,17 @@ class SampledClips(ClipSource):
         """The references of a batch, of which a condition may leave out all or one."""
         if not condition.has_reference:
             return []
-        of_windows = [held_out.latents(item.window).references for item in batch]
-        of_donors = of_windows
+        windows = donors = collate([held_out.latents(item.window) for item in batch])
         if condition.reference == "other":
-            of_donors = [held_out.latents(self._donor(condition, item)).references for item in batch]
-        own, result = collate([held_out.latents(item.window) for item in batch]), []
-        for number in range(len(of_windows[0])):
+            donors = collate([held_out.latents(self._donor(condition, item)) for item in batch])
+        result = []
+        for number in range(len(windows.references)):
             kind = condition.reference_of(number)
             if kind != "none":
-                clips = [references[number] for references in (of_windows if kind == "own" else of_donors)]
-                start = reference_start(self.config.task.of_reference(number), own, number, self.base.geometry.temporal)
-                result.append(self._reference(condition, batch, torch.stack(clips), number, start))
+                latents = (windows if kind == "own" else donors).references[number]
+                task = self.config.task.of_reference(number)
+                start = reference_start(task, windows, number, self.base.geometry.temporal)
+                result.append(self._reference(condition, batch, latents, number, start))
         return result
 
     def _reference(

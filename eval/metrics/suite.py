@@ -156,9 +156,9 @@ def _style(task: Task) -> TaskMetrics:
 
     Where parts of the target are given (`task.conditions`), PSNR of the other parts leads.
     """
-    given = _of_given(task)
-    primary = "psnr_inside" if given else held_out_loss.VELOCITY_LOSS.key
-    return TaskMetrics((held_out_loss.LOSS, *given), primary)
+    region_metrics = _of_given(task)
+    primary = "psnr_inside" if region_metrics else held_out_loss.VELOCITY_LOSS.key
+    return TaskMetrics((held_out_loss.LOSS, *region_metrics), primary)
 
 
 FAMILIES: dict[str, Callable[[Task], TaskMetrics]] = {

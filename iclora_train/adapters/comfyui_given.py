@@ -47,9 +47,9 @@ class GivenParts:
         usual = {condition.kind: condition for condition in conditions if condition.usual}
         prefix, suffix = usual.get("prefix"), usual.get("suffix")
         beginning = usual_latent_frames(prefix, FRAMES) if prefix else int("first_frame" in usual)
-        given = cls(beginning, usual_latent_frames(suffix, FRAMES) if suffix else 0, "mask" in usual)
+        parts = cls(beginning, usual_latent_frames(suffix, FRAMES) if suffix else 0, "mask" in usual)
         mask = data_mask(list(usual.values()))
-        return given if mask is None else replace(given, mode=str(mask.mode), moves=True)
+        return parts if mask is None else replace(parts, mode=str(mask.mode), moves=True)
 
     @property
     def needs_mask(self) -> bool:

@@ -79,7 +79,8 @@ class AudioPlan:
         seconds = shape.frames / exact_rate(shape.fps)
         if self.source is not None:
             path = user_path(self.source.media)
-            return kept_or_read(path, self.source.start, seconds), read_sound(path, self.source.start, seconds)
+            track = kept_or_read(path, self.source.start, seconds)
+            return track, track if isinstance(track, Sound) else read_sound(path, self.source.start, seconds)
         if self.mode == "none":
             return None
         if latent is None:  # `regenerate` is so small that the first stage has no cell to make, and is skipped
