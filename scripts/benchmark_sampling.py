@@ -3,7 +3,9 @@
 FOLDER is a checkpoint in diffusers' layout, which both programs read (`python -m scripts.synthetic_checkpoint --layout
 diffusers --size full --device cuda` writes one with random weights). Both make the same clip with the distilled
 model's 8 steps and a reference of the same size: once with the reference at full attention, once at `--strength`.
-Prints one JSON line per variant, then how many times as fast as diffusers in bf16 each variant is.
+With --sound both sample the audio stream too, and decode it. --memory limits the GPU memory of the process, so that a
+large GPU stands for a small one. Prints one JSON line per variant, then how many times as fast as diffusers in bf16
+each variant is.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,19 @@ import torch
 from torch import Tensor
 
 from iclora_train.core.device import default_device, synced_time
+from iclora_train.diffusion.joint_sampler import AudioStream, sample_with_sound
 from iclora_train.diffusion.noise_schedule import DISTILLED
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
+from iclora_train.ltx2.audio.codec import AudioCodec
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.runtime.compile import compile_blocks
 from iclora_train.training.memory_plan import GIB
 
 TEXT_TOKENS = 1024
-VARIANTS = "'ours' or 'diffusers', each optionally with 'fp8'; 'ours eager' is not compiled"
+VARIANTS = (
+    "'ours' or 'diffusers', each optionally with 'fp8' and 'offload' (weights of blocks in host memory); "
+    "'ours eager' is not compiled"
+)
 
 
 @dataclass
@@ -43,6 +49,8 @@ class Job:
     fps: float
     device: torch.device
     dtype: torch.dtype
+    sound: bool = False
+    weight_offload: int = 0  # blocks of 'ours offload' in host memory
     ends: list[float] = field(default_factory=list)  # end time of each step
 
     def video(self) -> Tensor:
@@ -57,81 +65,104 @@ class Job:
         return {}
 
 
-def ours(job: Job, fp8: bool, compiled: bool = True) -> Callable[[float], None]:
+def ours(job: Job, options: frozenset[str]) -> Callable[[float], None]:
     """A function that samples the clip with this project, given an attention strength."""
     base = BaseModel.open(str(job.folder))
-    net, vae = base.transformer(job.dtype, job.device, fp8=fp8), base.vae(job.dtype).to(job.device)
-    if compiled:
+    offload = job.weight_offload if "offload" in options else 0
+    net = base.transformer(job.dtype, job.device, "fp8" in options, offload, audio=job.sound)
+    vae = base.vae(job.dtype).to(job.device)
+    if "eager" not in options:
         compile_blocks(net)
     text = torch.zeros(1, TEXT_TOKENS, net.config.text_width, device=job.device)
     size = base.geometry.latent_size(job.frames, job.height, job.width)
+    codec = AudioCodec.open(base.checkpoint, job.dtype).to(job.device) if job.sound else None
 
     @torch.inference_mode()
     def make(strength: float) -> None:
         reference = Reference(vae.encode(job.video()), attention_strength=strength)
-        settings = SamplerSettings(DISTILLED)
-        latent = sample(net, text, size, base.geometry, job.fps, settings, [0], [reference], on_step=job.step)
+        clip = (net, text, size, base.geometry, job.fps, SamplerSettings(DISTILLED), [0])
+        if codec is None:
+            vae.decode(sample(*clip, [reference], on_step=job.step))
+            return
+        audio_text = torch.zeros(1, TEXT_TOKENS, net.config.audio_text_width, device=job.device)
+        stream = AudioStream(codec.geometry, codec.geometry.latent_frames(job.frames, job.fps), audio_text)
+        latent, sound = sample_with_sound(*clip, stream, [reference], on_step=job.step)
         vae.decode(latent)
+        codec.decode(sound)
 
     return make
 
 
-def diffusers_pipeline(job: Job, fp8: bool) -> Callable[[float], None]:
-    """The same with diffusers' pipeline, without its audio decoders, which the clip does not need.
+def diffusers_models(job: Job, options: frozenset[str]) -> dict[str, Any]:
+    """The models of diffusers' pipeline on the device.
 
-    fp8: diffusers' layerwise casting, which stores weights in fp8 and casts them layer by layer.
+    fp8: layerwise casting, which stores weights in fp8 and casts them layer by layer. offload: every block of the
+    transformer waits in host memory (group offload with a copy stream).
     """
     from diffusers import (  # noqa: PLC0415 (slow)
         AutoencoderKLLTX2Audio,
         AutoencoderKLLTX2Video,
-        FlowMatchEulerDiscreteScheduler,
-        LTX2InContextPipeline,
         LTX2VideoTransformer3DModel,
     )
-    from diffusers.pipelines.ltx2 import LTX2TextConnectors  # noqa: PLC0415
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder, LTX2VocoderWithBWE  # noqa: PLC0415
+
+    def load(kind: Any, name: str) -> Any:
+        return kind.from_pretrained(job.folder / name, torch_dtype=job.dtype, local_files_only=True)
+
+    transformer = load(LTX2VideoTransformer3DModel, "transformer")
+    if "fp8" in options:
+        transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=job.dtype)
+    if "offload" in options:
+        host = torch.device("cpu")
+        transformer.enable_group_offload(job.device, host, "block_level", num_blocks_per_group=1, use_stream=True)
+    else:
+        transformer.to(job.device)
+    models = {"transformer": transformer, "vae": load(AutoencoderKLLTX2Video, "vae").to(job.device)}
+    models["vae"].enable_tiling()
+    models["connectors"] = load(LTX2TextConnectors, "connectors").to(job.device)
+    models["audio_vae"] = load(AutoencoderKLLTX2Audio, "audio_vae").to(job.device)
+    bandwidth_extension = "bwe" in (job.folder / "vocoder" / "config.json").read_text()
+    vocoder = LTX2VocoderWithBWE if bandwidth_extension else LTX2Vocoder
+    models["vocoder"] = load(vocoder, "vocoder").to(job.device)
+    return models
+
+
+def diffusers_pipeline(job: Job, options: frozenset[str]) -> Callable[[float], None]:
+    """The same with diffusers' pipeline. It always samples both streams; without --sound the audio is not decoded."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, LTX2InContextPipeline  # noqa: PLC0415 (slow)
     from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition  # noqa: PLC0415
 
-    load = {"torch_dtype": job.dtype, "local_files_only": True}
-    transformer = LTX2VideoTransformer3DModel.from_pretrained(job.folder / "transformer", **load).to(job.device)
-    if fp8:
-        transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=job.dtype)
-    vae = AutoencoderKLLTX2Video.from_pretrained(job.folder / "vae", **load).to(job.device)
-    vae.enable_tiling()
-    connectors = LTX2TextConnectors.from_pretrained(job.folder / "connectors", **load).to(job.device)
-    audio = transformer.config.audio_in_channels
-    bins = max(audio // 8, 1)  # an audio token has 8 x bins channels
-    audio_vae = AutoencoderKLLTX2Audio(
-        base_channels=audio, norm_type="pixel", latent_channels=audio // bins, mel_bins=4 * bins
-    )
+    models = diffusers_models(job, options)
+    vae, config = models["vae"], models["connectors"].config
     pipe = LTX2InContextPipeline(
-        FlowMatchEulerDiscreteScheduler(), vae, audio_vae.to(job.device), None, None, connectors, transformer, None
+        scheduler=FlowMatchEulerDiscreteScheduler(), text_encoder=None, tokenizer=None, processor=None, **models
     )
     pipe.set_progress_bar_config(disable=True)
-    width = connectors.config.caption_channels * connectors.config.text_proj_in_factor
+    width = config.caption_channels * config.text_proj_in_factor
     embeds = torch.zeros(1, TEXT_TOKENS, width, dtype=job.dtype, device=job.device)
     mask = torch.ones(1, TEXT_TOKENS, dtype=torch.long, device=job.device)
     frames = ((job.video()[0] + 1) / 2).transpose(0, 1).cpu()  # (F,3,H,W) in [0,1]
 
     @torch.inference_mode()
     def make(strength: float) -> None:
-        latent = pipe(
+        clip = pipe(
             prompt_embeds=embeds, prompt_attention_mask=mask, height=job.height, width=job.width,
             num_frames=job.frames, frame_rate=job.fps, sigmas=list(DISTILLED[:-1]), guidance_scale=1.0,
             stg_scale=0.0, modality_scale=1.0, guidance_rescale=0.0, audio_guidance_scale=1.0, audio_stg_scale=0.0,
-            audio_modality_scale=1.0, audio_guidance_rescale=0.0, output_type="latent",
+            audio_modality_scale=1.0, audio_guidance_rescale=0.0, output_type="pt" if job.sound else "latent",
             reference_conditions=[LTX2ReferenceCondition(frames)], conditioning_attention_strength=strength,
             callback_on_step_end=job.step,
         ).frames  # fmt: skip
-        vae.decode(latent.to(job.dtype))
+        if not job.sound:
+            vae.decode(clip.to(job.dtype))
 
     return make
 
 
-def builder_of(name: str) -> Callable[[Job, bool], Callable[[float], None]]:
-    """The function that builds a variant of `--variants`."""
-    if "diffusers" in name:
-        return diffusers_pipeline
-    return partial(ours, compiled="eager" not in name)
+def build(variant: str, job: Job) -> Callable[[float], None]:
+    """The function that samples a clip with a variant of `--variants`, given an attention strength."""
+    program, *options = variant.split()
+    return {"ours": ours, "diffusers": diffusers_pipeline}[program](job, frozenset(options))
 
 
 def measure(variant: str, job: Job, make: Callable[[float], None], strength: float, rounds: int) -> dict[str, Any]:
@@ -160,13 +191,22 @@ def main() -> None:
     parser.add_argument(
         "--variants", nargs="+", default=["ours", "diffusers", "ours fp8", "diffusers fp8"], help=VARIANTS
     )
+    parser.add_argument("--sound", action="store_true", help="sample and decode the audio stream too")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="GPU memory that the process may use")
+    parser.add_argument(
+        "--weight-offload", type=int, default=32, metavar="N", help="blocks of 'ours offload' on the host"
+    )
     args = parser.parse_args()
     device = default_device()
+    if args.memory and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(args.memory * GIB / total, device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     job = Job(args.folder, *map(int, args.size.split("x")), fps=24.0, device=device, dtype=dtype)
+    job.sound, job.weight_offload = args.sound, args.weight_offload
     rows = []
     for name in args.variants:
-        begin, make = time.perf_counter(), builder_of(name)(job, "fp8" in name)
+        begin, make = time.perf_counter(), build(name, job)
         print(json.dumps({"variant": name, "loading": round(time.perf_counter() - begin, 1)}), flush=True)
         for strength in (1.0, args.strength):
             try:
