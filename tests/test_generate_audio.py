@@ -16,10 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from iclora_train.adapters import lora
 from iclora_train.config import ConfigError, Lora, Model, Sampling
-from iclora_train.core.types import Sound
-from iclora_train.generate.audio import RESERVE, memory_obstacle, weight_bytes
+from iclora_train.core.types import Sound, VideoShape
+from iclora_train.generate.audio import AudioPlan, SoundSource
 from iclora_train.generate.run import generate
 from iclora_train.generate.settings import settings_from_record
+from iclora_train.generate.windows import Window
+from iclora_train.ltx2.audio.codec import AudioCodec, audio_geometry
+from iclora_train.ltx2.audio_stream import RESERVE, memory_obstacle, weight_bytes
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer
 from iclora_train.ltx2.weights.key_names import MODEL_PREFIX, is_audio
@@ -165,6 +168,23 @@ def test_any_sound_of_a_file_becomes_as_long_as_the_video(
     played = probe_sound(tmp_path / "video.mp4")
     assert played is not None
     assert (played.rate, played.codec) == (sound.rate, "aac")
+
+
+def test_the_model_hears_a_source_as_resampled_for_training(assets: Path, tmp_path: Path) -> None:
+    """The audio VAE's own formula changes the rate, not FFmpeg's resampler."""
+    base, shape = BaseModel.open(model_of(assets).checkpoint), VideoShape(FRAMES, 64, 64, float(FPS))
+    geometry, codec = audio_geometry(base.checkpoint), AudioCodec.open(base.checkpoint)
+    file, frames = tmp_path / "tone.wav", geometry.latent_frames(FRAMES, FPS)
+    file.write_bytes(encode_wav(tone(float(SECONDS), 44100)))
+    plan = AudioPlan("reference", geometry, SoundSource(str(file), Fraction(0)), "")
+    (latent,) = plan.source_latents(base, shape, [Window(0, FRAMES)])
+    assert latent is not None
+    assert torch.equal(latent, codec.encode(read_sound(file, Fraction(0), SECONDS), frames))
+    other = codec.encode(read_sound(file, Fraction(0), SECONDS, geometry.sample_rate), frames)
+    assert not torch.equal(latent, other)
+    file.write_bytes(encode_wav(Sound(tone(float(SECONDS), 48000).samples, 47999)))
+    with pytest.raises(ConfigError, match=r"tone\.wav: 47999 samples per second cannot be changed.*convert the sound"):
+        plan.source_latents(base, shape, [Window(0, FRAMES)])
 
 
 def test_a_long_video_in_windows_keeps_sound_and_does_not_generate_it(assets: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from iclora_train.config import ConfigError, Sampling
 from iclora_train.diffusion.guidance import AudioGuidance, Guidance
 from iclora_train.diffusion.joint_sampler import AudioStream, sample_with_sound
 from iclora_train.diffusion.noise_schedule import dev_schedule
-from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
+from iclora_train.diffusion.sampler import Reference, SamplerSettings, draw_noise, sample
 from iclora_train.ltx2.audio.codec import audio_geometry
 from iclora_train.ltx2.base_model import BaseModel
 from scripts.synthetic.configs import VERSIONS
@@ -187,10 +187,10 @@ def test_the_defaults_are_those_of_ltx_pipelines_and_off_without_guidance() -> N
 
 
 def test_sound_that_is_given_stays_and_changes_the_video(setup: Setup) -> None:
-    given, other = torch.randn(2, 1, setup.audio.channels, setup.l, setup.audio.bins)
-    video, sound = setup.sample(SCALES, given=given)
-    assert torch.equal(sound, given)
-    assert relative_error(setup.sample(SCALES, given=other)[0], video) > 1e-3
+    own, other = torch.randn(2, 1, setup.audio.channels, setup.l, setup.audio.bins)
+    video, sound = setup.sample(SCALES, clean=own)
+    assert torch.equal(sound, own)
+    assert relative_error(setup.sample(SCALES, clean=other)[0], video) > 1e-3
 
 
 def test_a_start_is_noised_to_the_first_level(setup: Setup) -> None:
@@ -214,3 +214,17 @@ def test_the_noise_of_video_and_references_is_that_without_sound(setup: Setup) -
     alone = sample(setup.net, setup.text, SIZE, setup.base.geometry, FPS, settings, [SEED], [reference])
     together, _ = setup.sample(SCALES, reference, settings=settings)
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_noise_of_the_sound_can_be_the_same_with_and_without_a_reference(setup: Setup) -> None:
+    """`AudioStream.noise` replaces the drawn noise. Without attention from the video the sound is then the same."""
+    for block in setup.net.transformer_blocks:
+        block.video_to_audio_attn.to_out[0].weight.data.zero_()
+        block.video_to_audio_attn.to_out[0].bias.data.zero_()
+    settings = setup.settings(replace(SCALES, modality_scale=1.0, rescale=0.0))
+    reference = Reference(torch.randn(1, setup.base.geometry.channels, *SIZE))
+    noise = draw_noise([SEED + 1], (setup.audio.channels, setup.l, setup.audio.bins))
+    drawn = [setup.sample(SCALES, *references, settings=settings)[1] for references in ((), (reference,))]
+    same = [setup.sample(SCALES, *references, settings=settings, noise=noise)[1] for references in ((), (reference,))]
+    assert torch.allclose(*same, atol=1e-5)
+    assert relative_error(*drawn) > 0.1

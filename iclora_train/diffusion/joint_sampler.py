@@ -34,27 +34,29 @@ from iclora_train.ltx2.model.transformer import AudioInput, Transformer
 class AudioStream:
     """The sound of a batch of clips: l = `frames` latent frames.
 
-    text (B,T,D'): features of the audio stream. given (B,C,l,m): clean latents that stay as they are. start (B,C,l,m):
-    clean latents to begin from, noised to the first level.
+    text (B,T,D'): features of the audio stream. clean (B,C,l,m): latents of a sound that stays as it is. start
+    (B,C,l,m): clean latents to begin from, noised to the first level. noise (B,C,l,m): drawn from the seeds of the
+    clips if it is None.
     """
 
     geometry: AudioGeometry
     frames: int
     text: Tensor
-    given: Tensor | None = None
+    clean: Tensor | None = None
     start: Tensor | None = None
+    noise: Tensor | None = None
 
     def tokens(self, batch: int) -> AudioTokens:
-        """The clean tokens at noise level 1, or at 0 where the sound is given."""
-        clean = self.given if self.given is not None else self.start
-        if clean is None:
-            clean = torch.zeros(batch, self.geometry.channels, self.frames, self.geometry.bins)
+        """The clean tokens at noise level 1, or at 0 where the sound stays as it is."""
+        begin = self.clean if self.clean is not None else self.start
+        if begin is None:
+            begin = torch.zeros(batch, self.geometry.channels, self.frames, self.geometry.bins)
         device = self.text.device
-        latent = to_tokens(clean).to(device, torch.float32)
+        latent = to_tokens(begin).to(device, torch.float32)
         zeros = torch.zeros(latent.shape[:2], dtype=torch.long, device=device)
         return AudioTokens(
             latent=latent,
-            sigma=torch.full((batch, 1), float(self.given is None), device=device),
+            sigma=torch.full((batch, 1), float(self.clean is None), device=device),
             level=zeros,
             position=token_times(self.geometry, self.frames, device).expand(batch, -1, -1, -1),
             group=zeros[0],
@@ -79,21 +81,22 @@ def sample_with_sound(
 ) -> tuple[Tensor, Tensor]:
     """Latent clips (B,C,f,h,w) and their sound (B,C,l,m). The arguments are those of `sampler.sample`.
 
-    The noise of the sound is drawn after that of video and references, which is the same as without sound.
+    The noise of the sound is drawn after that of video and references, which is the same as without sound. It then
+    depends on the number of references: `AudioStream.noise` gives the same to samples with and without them.
     """
     shape, batch = (geometry.channels, *size), len(seeds)
     clip, heard = clean_clip(start, batch, shape, settings, text.device), audio.tokens(batch)
-    if settings.sigmas[0] != 1 and audio.start is None and audio.given is None:
+    if settings.sigmas[0] != 1 and audio.start is None and audio.clean is None:
         raise ValueError(f"sigmas begin at {settings.sigmas[0]}: give the sound to start from")
     sound_shape = (audio.geometry.channels, audio.frames, audio.geometry.bins)
     shapes = [shape, *(tuple(ref.latent.shape[1:]) for ref in references), sound_shape]
     *noises, sound_noise = draw_noises(seeds, shapes)
     video = VideoState.begin(clip_tokens(clip, kept, geometry, fps, references), noises, settings)
     m, first = heard.sigma[..., None], settings.sigmas[0]  # (B,1,1)
-    level = first * m
+    level, sound_noise = first * m, sound_noise if audio.noise is None else audio.noise
     sound = (1 - level) * heard.latent + level * to_tokens(sound_noise).to(heard.latent)
     count = video.x[0].numel()
-    guidance = settings.audio if audio.given is None else settings.audio.of_given_sound()
+    guidance = settings.audio if audio.clean is None else settings.audio.of_given_sound()
 
     def derivative(state: Tensor, sigma: float) -> Tensor:
         """Of both streams in one vector (B,NC+nc), so that every sampler works on both."""

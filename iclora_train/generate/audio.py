@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from iclora_train.adapters.file import Adapter
-from iclora_train.config import ConfigError, Model, require
+from iclora_train.config import ConfigError, require
 from iclora_train.config.paths import user_path
 from iclora_train.core.types import AudioGeometry, Sound, VideoShape
 from iclora_train.diffusion.tiles import Tile
@@ -23,15 +23,13 @@ from iclora_train.generate.inputs import Inputs
 from iclora_train.generate.kept import prefix_numbers
 from iclora_train.generate.settings import GenerateSettings
 from iclora_train.generate.windows import Window
-from iclora_train.ltx2.audio.codec import AudioCodec, audio_geometry, has_audio
+from iclora_train.ltx2.audio.codec import AudioCodec, audio_geometry
+from iclora_train.ltx2.audio_stream import checkpoint_obstacle, device_obstacle, streams_in_words
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.ltx2.build import base_dtype
 from iclora_train.media.frame_times import exact_rate
 from iclora_train.media.kept_sound import kept_or_read
 from iclora_train.media.sound import probe_sound, read_sound
 from iclora_train.media.sound_track import KeptSound
-
-RESERVE = 4 << 30  # bytes that weights leave free on a GPU at least, for the activations of a short clip
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,15 @@ class SoundSource:
     media: str
     start: Fraction
 
-    def read(self, begin: Fraction, seconds: Fraction, rate: int) -> Sound:
-        """`seconds` of sound from the video's time `begin` on, at a rate."""
-        return read_sound(user_path(self.media), self.start + begin, seconds, rate)
+    def encode(self, codec: AudioCodec, begin: Fraction, seconds: Fraction, frames: int) -> Tensor:
+        """`seconds` of sound from the video's time `begin` on as latents (1,C,l,m), l = `frames`.
+
+        It is read at the file's own rate, so that the codec changes the rate as it does for training.
+        """
+        try:
+            return codec.encode(read_sound(user_path(self.media), self.start + begin, seconds), frames)
+        except ValueError as error:
+            raise ConfigError(f"{self.media}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class AudioPlan:
     source: SoundSource | None
     line: str
 
-    def given(self, base: BaseModel, shape: VideoShape, windows: Sequence[Window]) -> list[Tensor | None]:
+    def source_latents(self, base: BaseModel, shape: VideoShape, windows: Sequence[Window]) -> list[Tensor | None]:
         """With audio=reference the latents (1,C,l,m) of the source's sound in each window, else None for each."""
         if self.mode != "reference":
             return [None] * len(windows)
@@ -68,8 +72,7 @@ class AudioPlan:
         latents: list[Tensor | None] = []
         for window in windows:
             frames = self.geometry.latent_frames(window.frames, shape.fps)
-            begin, seconds = window.start / rate, window.frames / rate
-            latents.append(codec.encode(self.source.read(begin, seconds, self.geometry.sample_rate), frames))
+            latents.append(self.source.encode(codec, window.start / rate, window.frames / rate, frames))
         return latents
 
     def track(
@@ -120,16 +123,15 @@ def plan_audio(
         require(obstacle is None, _refusal(settings, base, obstacle))
     elif switch == "off":
         obstacle = "model.audio=off"
-    elif obstacle is None and device.type == "cuda":
-        obstacle = memory_obstacle(base, settings.model, torch.cuda.mem_get_info(device)[0])
-    stream = "the video stream alone" if obstacle else "video and audio streams"
+    elif obstacle is None:
+        obstacle = device_obstacle(base, settings.model, device)
     words = {
         "generate": "sound is generated",
         "copy": f"sound of {source and source.media} is kept",
         "reference": f"sound of {source and source.media} is given to the model and kept",
         "none": "the file is silent",
     }
-    line = f"audio: {stream}{f' ({obstacle})' if obstacle else ''}; {words[mode]}"
+    line = f"audio: {streams_in_words(obstacle)}; {words[mode]}"
     return AudioPlan(mode, None if obstacle else audio_geometry(base.checkpoint), source, line)
 
 
@@ -142,38 +144,10 @@ def _refusal(settings: GenerateSettings, base: BaseModel, obstacle: str | None) 
 
 def _obstacle(base: BaseModel, tiles: Sequence[Tile]) -> str | None:
     """Why the audio stream cannot be sampled, in words; None if nothing is in the way."""
-    if not base.has_audio_half:
-        return "the checkpoint has no audio half; an official one has it"
-    if not has_audio(base.checkpoint):
-        return "the checkpoint has no audio VAE or vocoder: set model.audio_vae to their file"
-    if tiles:
+    obstacle = checkpoint_obstacle(base)
+    if obstacle is None and tiles:
         return "tiles are sampled without sound: leave out tile_width and tile_height for it"
-    return None
-
-
-def memory_obstacle(base: BaseModel, model: Model, free: int) -> str | None:
-    """Why model.audio=auto leaves the audio stream out on a GPU with `free` bytes: its weights take the room that the
-    video stream has without them."""
-    needed = weight_bytes(base, model, audio=True) + RESERVE
-    if needed <= free or weight_bytes(base, model, audio=False) + RESERVE > free:
-        return None
-    return (
-        f"with its weights {needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are free: set model.audio=on "
-        "to try, model.precision=fp8 or model.weight_offload"
-    )
-
-
-def weight_bytes(base: BaseModel, model: Model, audio: bool) -> int:
-    """Bytes of the transformer's weights on the GPU: without the blocks of model.weight_offload; in fp8 a byte per
-    weight of a block's linear."""
-    blocks = base.config["transformer"]["num_layers"]
-    on_gpu = max(blocks - model.weight_offload, 0) / blocks
-    total, full = 0.0, base_dtype(model.precision).itemsize
-    for name, shape in base.checkpoint.transformer(audio).shapes.items():
-        in_block = name.startswith("transformer_blocks.")
-        size = 1 if in_block and len(shape) == 2 and model.precision == "fp8" else full
-        total += torch.Size(shape).numel() * size * (on_gpu if in_block else 1)
-    return round(total)
+    return obstacle
 
 
 def _source(

@@ -39,7 +39,7 @@ def reference_layouts(settings: GenerateSettings, adapter: Adapter) -> list[Refe
         "for each, in this order",
     )
     require(
-        len(settings.given) == count or len(trained) > 1,
+        len(settings.reference_numbers) == count or len(trained) > 1,
         f"reference={settings.reference}: null leaves out one of the references that the adapter was trained with, and "
         "it was trained with one",
     )
@@ -49,8 +49,8 @@ def reference_layouts(settings: GenerateSettings, adapter: Adapter) -> list[Refe
             replace(layout, frame=frame, temporal_scale=layout.temporal_scale if frame is None else 1)
             for layout, frame in zip(layouts, settings.reference_frame, strict=True)
         ]
-    given = [layouts[number] for number in settings.given]
-    for layout in given:
+    chosen = [layouts[number] for number in settings.reference_numbers]
+    for layout in chosen:
         if layout.is_drawn:
             of = "" if layout.name == FIRST else f" for {layout.name}"
             raise ConfigError(
@@ -58,13 +58,13 @@ def reference_layouts(settings: GenerateSettings, adapter: Adapter) -> list[Refe
                 f"{frame_in_words(layout.frame)} of the video. Say where it stands, e.g. reference_frame=24, or a list "
                 "with a frame for each reference"
             )
-    return given
+    return chosen
 
 
 def unusual_places(settings: GenerateSettings, adapter: Adapter, frames: int) -> list[str]:
     """A line for each picture at another frame than training drew, in a video of `frames` frames."""
     trained, lines = adapter.references, []
-    for number, layout in zip(settings.given, reference_layouts(settings, adapter), strict=True):
+    for number, layout in zip(settings.reference_numbers, reference_layouts(settings, adapter), strict=True):
         bounds = trained[0 if len(trained) == 1 else number].frame
         start = start_of(layout, frames)
         if isinstance(bounds, tuple) and start is not None:
@@ -87,7 +87,7 @@ def missing_references(settings: GenerateSettings, adapter: Adapter) -> list[str
             else f"{layout.p:.0%} of the training clips had it, so the adapter knows videos without it"
         )
         for number, layout in enumerate(adapter.references)
-        if number not in settings.given
+        if number not in settings.reference_numbers
     ]
 
 

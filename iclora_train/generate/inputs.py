@@ -40,9 +40,9 @@ class Inputs:
     @classmethod
     def open(cls, settings: GenerateSettings) -> Inputs:
         """Open all media. ConfigError names the setting and the file that is missing or unreadable."""
-        masks = [settings.attention_mask[number] for number in settings.given]
+        masks = [settings.attention_mask[number] for number in settings.reference_numbers]
         return cls(
-            tuple(InputMedia.open("reference", settings.reference[number]) for number in settings.given),
+            tuple(InputMedia.open("reference", settings.reference[number]) for number in settings.reference_numbers),
             tuple(None if path is None else InputMedia.open("attention_mask", path) for path in masks),
             KeptInputs.open(settings),
         )
@@ -142,7 +142,8 @@ def encode_references(
     """Encode the part of the references that belongs to a window of a video of `shape`, each with its own factors."""
     layouts = reference_layouts(settings, adapter)
     references = []
-    for i, media, mask, layout in zip(settings.given, inputs.references, inputs.masks, layouts, strict=True):
+    numbers = settings.reference_numbers
+    for i, media, mask, layout in zip(numbers, inputs.references, inputs.masks, layouts, strict=True):
         downscale, temporal_scale, _ = layout.placement
         size = (shape.height // downscale, shape.width // downscale)
         start = start_of(layout, shape.frames)

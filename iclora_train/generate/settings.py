@@ -107,7 +107,7 @@ class GenerateSettings:
         self._check_kept()
 
     @property
-    def given(self) -> list[int]:
+    def reference_numbers(self) -> list[int]:
         """The numbers of the references that are given, from 0."""
         return [number for number, path in enumerate(self.reference) if path is not None]
 

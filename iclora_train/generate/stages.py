@@ -44,11 +44,11 @@ class Latents(NamedTuple):
 
 @dataclass(frozen=True)
 class StageSound:
-    """The audio stream of a stage: l = `frames` latent frames. given (1,C,l,m): the sound that the model gets."""
+    """The audio stream of a stage: l = `frames` latent frames. clean (1,C,l,m): the sound that the model gets."""
 
     geometry: AudioGeometry
     frames: int
-    given: Tensor | None = None
+    clean: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ def plan_stages(
     audio: AudioPlan,
 ) -> list[list[Stage]]:
     """The stages of every window of a video of `shape`. ConfigError if `regenerate` covers nothing in any of them."""
-    sounds = audio.given(base, shape, windows)
+    sounds = audio.source_latents(base, shape, windows)
     plans = [
-        _plan_window(settings, base, inputs, shape, window, adapter, negative, vae, audio, given)
-        for window, given in zip(windows, sounds, strict=True)
+        _plan_window(settings, base, inputs, shape, window, adapter, negative, vae, audio, sound)
+        for window, sound in zip(windows, sounds, strict=True)
     ]
     require(
         settings.source is None or any(stage.steps for stages in plans for stage in stages),
@@ -115,9 +115,11 @@ def _plan_window(
     negative: PromptFeatures,
     vae: VideoVAE,
     audio: AudioPlan,
-    given: Tensor | None,
+    source_sound: Tensor | None,
 ) -> list[Stage]:
-    """The stages of a window of a video of `shape`: one, or two with an upsampler. given: its sound (1,C,l,m).
+    """The stages of a window of a video of `shape`: one, or two with an upsampler.
+
+    source_sound (1,C,l,m): the part of the source's sound that the model gets in it.
 
     With two stages, the first samples at half the width and height. The second refines the enlarged latents in the last
     steps of the distilled schedule, without guidance, and without references unless `refine_reference` is set (as in
@@ -148,7 +150,7 @@ def _plan_window(
     if audio.geometry is not None:
         sampler = replace(sampler, audio=AudioGuidance.from_config(settings.sample, negative.audio))
         frames = audio.geometry.latent_frames(window.frames, shape.fps)
-        sound = StageSound(audio.geometry, frames, given)
+        sound = StageSound(audio.geometry, frames, source_sound)
     first = replace(shapes[0], frames=window.frames)
     stage = Stage(first, sampler, references(shapes[0]), kept[0], 1.0, tiles[0], sound)
     if not settings.upsampler:
@@ -177,16 +179,16 @@ def run_stage(
         return Latents(stage.kept.latent.to(text.video.device), None)
     lora.set_strength(transformer, stage.strength)
     size = geometry.latent_size(shape.frames, shape.height, shape.width)
-    given = (transformer, text.video, size, geometry, shape.fps, stage.sampler, [seed])
+    arguments = (transformer, text.video, size, geometry, shape.fps, stage.sampler, [seed])
     begin = None if start is None else start.video
 
     def advance(step: int) -> None:
         bar.advance()
 
     before = None if start is None else start.sound
-    if sound is None or (begin is not None and before is None and sound.given is None):
-        video = sample(*given, stage.references, stage.kept, begin, on_step=advance, tiles=stage.tiles)
+    if sound is None or (begin is not None and before is None and sound.clean is None):
+        video = sample(*arguments, stage.references, stage.kept, begin, on_step=advance, tiles=stage.tiles)
         return Latents(video, None)
     assert text.audio is not None
-    audio = AudioStream(sound.geometry, sound.frames, text.audio, sound.given, before)
-    return Latents(*sample_with_sound(*given, audio, stage.references, stage.kept, begin, on_step=advance))
+    audio = AudioStream(sound.geometry, sound.frames, text.audio, sound.clean, before)
+    return Latents(*sample_with_sound(*arguments, audio, stage.references, stage.kept, begin, on_step=advance))
