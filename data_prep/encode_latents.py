@@ -123,7 +123,11 @@ class LatentEncoder:
             audio_text = self.texts.read_audio(pair.caption)
         with self._on_device(), self._vae_lock:
             audio = encode_sound(self._audio_vae, pair.sound, len(pair.target), pair.fps).cpu()
-        return replace(latent, audio=audio, audio_text=audio_text, heard=pair.sound is not None)
+            reference = None
+            if "reference_sound" in pair.record:
+                reference = encode_sound(self._audio_vae, pair.reference_sound, len(pair.target), pair.fps).cpu()
+        heard = pair.sound is not None
+        return replace(latent, audio=audio, audio_text=audio_text, heard=heard, audio_reference=reference)
 
     def _stage(self, pairs: list[Pair]) -> _Staged:
         """Copy the clips to the device, beside the VAE's work on another batch."""

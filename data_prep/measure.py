@@ -81,7 +81,8 @@ class Totals:
         self.bytes["latents"] += latent_bytes(pair.pair, geometry)
         if sound is not None:
             frames = sound.latent_frames(len(pair.pair.target), pair.pair.fps)
-            self.bytes["sound in latents"] += frames * sound.width * LATENT_BYTES
+            count = 1 + ("reference_sound" in pair.pair.record)
+            self.bytes["sound in latents"] += count * frames * sound.width * LATENT_BYTES
 
     def add_seconds(self, part: str, seconds: float) -> None:
         """Add seconds to a part."""

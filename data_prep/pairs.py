@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from data_prep.stopwatch import Stopwatch
 from iclora_train.config import Config, Task
 from iclora_train.config.places import frame_range, is_drawn
 from iclora_train.config.references import reference_keys
-from iclora_train.core.types import Pair
+from iclora_train.core.types import Pair, Sound
 from iclora_train.data.shard_sample import SILENCE
 from iclora_train.media.clip import read_clip
 from iclora_train.media.frame_times import temporal_subsample
@@ -190,9 +190,9 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Sto
     streams = [source.frames(windows) for source in sources]
     decoded = [None if stream is None else watch.each("decode", stream) for stream in streams]
     region = mask_maker(task)
-    sounds = watch.each("decode", sounds_of(clip, windows)) if config.data.sound else [None] * len(windows)
+    sounds, more_sounds = _sounds(clip, windows, config, watch)
     targets = watch.each("decode", read_windows(clip.path, windows, clip.section))
-    for window, frames, sound in zip(windows, targets, sounds, strict=True):
+    for window, frames, sound, more_sound in zip(windows, targets, sounds, more_sounds, strict=True):
         target, references, reference_records = None, [], []
         for source, stream in zip(sources, decoded, strict=True):
             whole_frames = next(stream) if stream else frames
@@ -212,7 +212,19 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Sto
                 mask, record["mask"] = make_mask(region, target, crop, window, clip, task, config.data)
         if config.data.sound:
             record["sound"] = SILENCE if sound is None else {"rate": sound.rate}
-        yield Pair(window.key, target, tuple(references), caption_of(clip, config), window.fps, record, mask, sound)
+        if task.reference_sound is not None:
+            record["reference_sound"] = SILENCE if more_sound is None else {"rate": more_sound.rate}
+        caption, heard = caption_of(clip, config), (sound, more_sound)
+        yield Pair(window.key, target, tuple(references), caption, window.fps, record, mask, *heard)
+
+
+def _sounds(
+    clip: Clip, windows: Sequence[Window], config: Config, watch: Stopwatch
+) -> tuple[Iterable[Sound | None], Iterable[Sound | None]]:
+    """The sound of each window (`data.sound`), and that of its audio reference."""
+    reference, none = config.task.reference_sound, [None] * len(windows)
+    own = watch.each("decode", sounds_of(clip, windows)) if config.data.sound else none
+    return own, none if reference is None else watch.each("decode", sounds_of(clip, windows, reference.source))
 
 
 def _record(

@@ -14,7 +14,7 @@ from data_prep.clips.scene_cuts import SceneAnalysis
 from data_prep.given_masks import mask_maker
 from data_prep.makers import Maker
 from data_prep.reference_makers import makers_of_references
-from data_prep.sound import has_sound
+from data_prep.sound import check_sound
 from iclora_train.config import Config
 from iclora_train.config.conditions import MASK_COLUMNS
 from iclora_train.core.console import printable
@@ -67,8 +67,7 @@ def probe_clip(
     probed = ProbedClip(clip, info, cuts, scenes.quality)
     probed.best_bucket(data)  # ValueError if no bucket fits
     _check_files(clip, info, known)
-    if data.sound == "required" and not has_sound(clip):
-        raise ValueError("it has no sound, and data.sound=required; data.sound=silence uses it with silence")
+    check_sound(clip, config)
     for number, (name, maker) in enumerate(makers):
         supplied = number == 0 and clip.reference is not None
         _check_maker(clip, name, maker, supplied)

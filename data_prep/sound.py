@@ -1,4 +1,5 @@
-"""The sound of the targets (`data.sound`): read for each window, stored with the pair, encoded by the audio VAE.
+"""The sound of the targets (`data.sound`) and of their audio references (`task.audio_reference`): read for each window,
+stored with the pair, encoded by the audio VAE.
 
 A window has the sound that plays while its frames are shown. It is stored in 16 bits at the file's own rate, and
 resampled for the audio VAE afterwards, so that stored pairs give the same latents as pairs that were just made.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from data_prep.clips.clip_list import Clip
 from data_prep.clips.windows import Window
 from iclora_train.config import Config, require
+from iclora_train.config.audio_reference import COLUMN
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.types import AudioGeometry, Sound
 from iclora_train.ltx2.audio.audio_vae import AudioVAE
@@ -55,24 +58,52 @@ def geometry_of_sound(config: Config, base: BaseModel | None) -> AudioGeometry |
     return LTX2_SOUND if base is None else audio_geometry(base.checkpoint)
 
 
-def has_sound(clip: Clip) -> bool:
-    """Whether a clip has a sound track."""
-    return not is_picture(clip.path) and probe_sound(clip.path) is not None
+def has_sound(path: Path) -> bool:
+    """Whether a file has a sound track."""
+    return not is_picture(path) and probe_sound(path) is not None
 
 
-def sounds_of(clip: Clip, windows: Sequence[Window]) -> Iterator[Sound | None]:
-    """The sound of each window, stereo in 16 bits; None for a clip without sound.
+def check_sound(clip: Clip, config: Config) -> None:
+    """ValueError says why a clip cannot be used: its sound or that of its audio reference is missing."""
+    required, reference = config.data.sound == "required", config.task.reference_sound
+    if required and not has_sound(clip.path):
+        raise ValueError("it has no sound, and data.sound=required; data.sound=silence uses it with silence")
+    if reference is None:
+        return
+    path = reference_file(clip, reference.source)
+    if path is None:
+        named = "has no `reference_sound`" if reference.source == "column" else "names no reference"
+        raise ValueError(f"its row {named}, which task.audio_reference.source={reference.source} needs")
+    if required and not has_sound(path):
+        raise ValueError(
+            f"its audio reference {path} has no sound, and data.sound=required; data.sound=silence uses it with silence"
+        )
 
-    Where the track begins late or ends early there is silence. ValueError names a file whose sound cannot be decoded.
+
+def reference_file(clip: Clip, source: str) -> Path | None:
+    """The file with the sound of `task.audio_reference`; None if the clip has none."""
+    return {"target": clip.path, "reference": clip.reference, "column": clip.files.get(COLUMN)}[source]
+
+
+def sounds_of(clip: Clip, windows: Sequence[Window], source: str = "target") -> Iterator[Sound | None]:
+    """The sound of each window, stereo in 16 bits; None for a file without sound.
+
+    source: of the sound, as `task.audio_reference.source`. A supplied reference has the window's frames too, and the
+    window has the sound of these; a file of the list runs along the clip, or along its section. Where the track begins
+    late or ends early there is silence. ValueError names a file whose sound cannot be decoded.
     """
-    if not has_sound(clip):
+    path = reference_file(clip, source)
+    if path is None or not has_sound(path):
         yield from (None for _ in windows)
         return
-    first = {window.indices[0] for window in windows}
-    starts = frame_seconds(clip.path, first, max(first), clip.section)
+    numbers = {0, *(window.indices[0] for window in windows)}
+    own = source == "reference"
+    section = clip.reference_section if own else clip.section
+    times = frame_seconds(path if own else clip.path, numbers, max(numbers), section)
+    begin = times[0] if source == "column" else Fraction(0)
     for window in windows:
         seconds = len(window.indices) / Fraction(window.fps)
-        sound = read_sound(clip.path, starts[window.indices[0]], seconds)
+        sound = read_sound(path, times[window.indices[0]] - begin, seconds)
         yield decode_wav(encode_wav(sound))
 
 

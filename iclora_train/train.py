@@ -76,6 +76,7 @@ def train(config: Config) -> None:
             if place.rank > 0:
                 quiet_warnings()
             console = make_console(highlight=False, soft_wrap=True)
+            require_streams(config)
             base = open_base(config.model)
             shards = open_shards(config, base)
             require_a_step(config, shards)
@@ -95,6 +96,15 @@ def conclude(config: Config, folder: Path, evaluated: bool, console: Console) ->
     if evaluated:
         evaluate(config, folder, adapter)
     finish(config, folder, adapter, console)
+
+
+def require_streams(config: Config) -> None:
+    """ConfigError if the task makes sound and the video stream would be trained alone."""
+    require(
+        not config.task.needs_audio or config.model.audio == "on",
+        f"model.audio={config.model.audio}: task {config.task.name} makes sound (task.audio_reference or "
+        "task.video_given): set model.audio=on, and a base with its audio half",
+    )
 
 
 def require_a_step(config: Config, shards: ShardSet) -> None:
@@ -242,7 +252,7 @@ def callbacks_of(config: Config, base: BaseModel, shards: ShardSet, folder: Path
         console.print(f"note: no validation during training, because {shards.folder} has no val windows")
     elif settings.loss_every or settings.clips_every:
         batches, losses_every = ValidationBatches.open(shards, config), settings.loss_every
-    if batches is not None and batches.no_swap is not None and config.task.has_reference:
+    if batches is not None and batches.no_swap is not None and config.task.in_context:
         console.print(f"note: validation has no swapped reference, swap_gap and swap_won are empty: {batches.no_swap}")
 
     def validate(module: ICLoRA) -> Row:

@@ -40,7 +40,11 @@ from scripts.zoo_table import NotRun, write_table
 BASE = "nano"
 POLL_SECONDS = 1.0
 FIXED = ("conf", "model", "run", "runs_dir", "data.root")  # settings that decide where results are
-NOT_RUN = {"depth": "its network is not included: see conf/conf/depth.yaml"}
+NOT_RUN = {
+    "depth": "its network is not included: see conf/conf/depth.yaml",
+    "dub": "it needs a base with an audio half, and nano has none",
+    "foley": "it needs a base with an audio half, and nano has none",
+}
 
 
 @dataclass

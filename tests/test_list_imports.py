@@ -45,14 +45,19 @@ def test_the_dataset_json_of_lightricks_trainer_is_read(columns, tmp_path):
         reference: "depth/a.mp4",
         mask: "m.mp4",
         "reference_audio": "a.wav",
+        "audio": "b.wav",
     }
     for name, text in (("dataset.json", json.dumps([row])), ("dataset.jsonl", json.dumps(row))):
         (tmp_path / name).write_text(text)
         (clip,) = list_clips(str(tmp_path / name), 0.1)
         assert (clip.path, clip.reference) == (tmp_path / "videos/a.mp4", tmp_path / "depth/a.mp4")
-        assert (clip.caption, dict(clip.files)) == ("a dog", {"mask": tmp_path / "m.mp4"})
+        assert (clip.caption, dict(clip.files)) == (
+            "a dog",
+            {"mask": tmp_path / "m.mp4", "reference_sound": tmp_path / "a.wav"},
+        )
         assert listing_notes(str(tmp_path / name), [clip])[0] == (
-            "columns of the list that are stored but not used: reference_audio (adapters are trained without sound)"
+            "columns of the list that are stored but not used: audio (the sound of a clip is read from its own file, "
+            "with data.sound)"
         )
 
 

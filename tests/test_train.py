@@ -200,13 +200,14 @@ def test_validation_does_not_change_the_run(finished: tuple[Path, Result], tiny:
 def test_a_sweep_trains_every_task_in_its_own_folder(tiny: list[str], tmp_path: Path) -> None:
     shared = [override for override in tiny if not override.startswith(("conf=", "data.root=", "run="))]
     base = Path(composed(*tiny).model.checkpoint)
-    for task in task_names():
+    tasks = [task for task in task_names() if not composed(f"conf={task}").task.needs_audio]
+    for task in tasks:
         write_tiny_latents(tmp_path / "shards" / task / "latents", base, composed(*shared, f"conf={task}"))
-    settings = [f"conf={','.join(task_names())}", "data.root=shards/${task.name}", "trainer.max_steps=2", "logger=none"]
+    settings = [f"conf={','.join(tasks)}", "data.root=shards/${task.name}", "trainer.max_steps=2", "logger=none"]
     settings.append("validation.loss_every=0")
     result = run(tmp_path, "iclora_train", "-m", *shared, *settings)
     assert (result.code, result.err) == (0, "")
-    for task in task_names():
+    for task in tasks:
         assert lora.read(tmp_path / f"runs/{task}-nano/adapter.safetensors").metadata["task"] == task
         assert not (tmp_path / f"runs/{task}-nano/metrics.csv").exists()
 

@@ -64,7 +64,7 @@ def test_gradients_of_the_joint_loss_equal_autograd_through_the_published_model(
     losses = joint_losses(net, batch, draws, TASK, base.geometry, audio)
     losses.total(flow).backward()
     reference = diffusers_model(checkpoint)
-    (tokens, target), sound = build_tokens(batch, draws, TASK, base.geometry), build_sound(batch, draws, audio)
+    (tokens, target), sound = build_tokens(batch, draws, TASK, base.geometry), build_sound(batch, draws, TASK, audio)
     video, heard = published(reference, tokens, batch.text, sound.input)
     of_video = (video[:, : target.shape[1]] - target).square().mean((1, 2))
     of_sound = (heard - sound.velocity).square().mean((1, 2))
@@ -99,7 +99,7 @@ def test_a_batch_without_sound_is_refused(checkpoint: Path) -> None:
     base = BaseModel.open(str(checkpoint))
     (batch, draws), audio = random_batch(base, [True]), audio_geometry(base.checkpoint)
     with pytest.raises(ConfigError, match="clip0 or another of its batch has no sound"):
-        build_sound(replace(batch, audio=None), draws, audio)
+        build_sound(replace(batch, audio=None), draws, TASK, audio)
 
 
 @pytest.fixture(scope="module")

@@ -155,4 +155,4 @@ def test_every_task_is_run_or_has_a_reason():
     assert set(zoo.NOT_RUN) < set(tasks)
     assert set(EDITS) < set(tasks)
     given = [task for task in tasks if "maker: given" in Path("conf/conf", f"{task}.yaml").read_text()]
-    assert sorted(given) == sorted(EDITS)
+    assert sorted(set(given) - set(zoo.NOT_RUN)) == sorted(EDITS)

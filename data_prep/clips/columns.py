@@ -7,14 +7,16 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 from iclora_train.config import require
+from iclora_train.config.audio_reference import COLUMN as REFERENCE_SOUND
 from iclora_train.config.conditions import MASK_COLUMNS
 
 MORE_REFERENCES = ("reference_2", "reference_3", "reference_4")  # supplied references after the first
 # columns with paths of files that makers read
-FILE_COLUMNS = (*MASK_COLUMNS, "depth", "tracks", "pose", "flow", "sheet", *MORE_REFERENCES)
-# Column -> the names under which it is read; the first that a list has. media_path, reference_video, ref_media_path and
-# video_mask are Lightricks' names, video_path, image_path and control_path musubi-tuner's, file_name and text Hugging
-# Face's, path and text Open-Sora's, prompt DiffSynth-Studio's, start_timestamp InternVid's, timestamp Panda-70M's.
+FILE_COLUMNS = (*MASK_COLUMNS, "depth", "tracks", "pose", "flow", "sheet", *MORE_REFERENCES, REFERENCE_SOUND)
+# Column -> the names under which it is read; the first that a list has. media_path, reference_video, ref_media_path,
+# reference_audio and video_mask are Lightricks' names, video_path, image_path and control_path musubi-tuner's,
+# file_name and text Hugging Face's, path and text Open-Sora's, prompt DiffSynth-Studio's, start_timestamp InternVid's,
+# timestamp Panda-70M's.
 NAMES: dict[str, tuple[str, ...]] = {
     "video": ("video", "file", "video_path", "media_path", "file_name", "image_path", "path"),
     "caption": ("caption", "prompt", "text"),
@@ -28,10 +30,11 @@ NAMES: dict[str, tuple[str, ...]] = {
     "mask": ("mask", "video_mask"),
     **{name: (name,) for name in ("id", "split", "fps", "cuts", "source", *FILE_COLUMNS[1:])},
     **{name: (name, f"control_path_{number}") for number, name in enumerate(MORE_REFERENCES, start=1)},
+    REFERENCE_SOUND: (REFERENCE_SOUND, "reference_audio"),
     **{name: (name,) for name in ("timestamp", "start_frame", "end_frame", "reference_start")},
 }
 _COLUMN_OF = {name: column for column, names in NAMES.items() for name in names}
-SOUND = ("audio", "audio_path", "reference_audio", "audio_mask")  # columns of other trainers
+SOUND = ("audio", "audio_path", "audio_mask")  # columns of other trainers
 _SHORT = ("start", "end")  # too many words resemble them, such as `state`
 _SIMILAR = 0.8  # share of equal letters from which a name counts as misspelt (difflib)
 

@@ -37,7 +37,8 @@ def listing_notes(
     if folder.suffix.lower() == SUFFIX and folder.is_file():
         lines += musubi_notes(folder)
     if unread := unread_columns([clip.row for clip in listed], columns):
-        sound = " (adapters are trained without sound)" if {normalise(name) for name in unread} & set(SOUND) else ""
+        of_sound = {normalise(name) for name in unread} & set(SOUND)
+        sound = " (the sound of a clip is read from its own file, with data.sound)" if of_sound else ""
         lines.append(f"columns of the list that are stored but not used: {', '.join(unread)}{sound}")
     if references is not None:
         lines += _unused_references(references, folder, listed)

@@ -22,6 +22,7 @@ from iclora_train.adapters.metadata import (
 )
 from iclora_train.adapters.references import MORE
 from iclora_train.adapters.slots import combined_slots
+from iclora_train.adapters.sound_context import AUDIO_REFERENCE, VIDEO_GIVEN
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.base_model import EMBEDDED
 
@@ -95,6 +96,11 @@ def combined_metadata(adapters: WeightedAdapters) -> dict[str, str]:
     for key in (ROUNDING, LOW_RANK, MORE):
         common.pop(key, None)
     common |= _more_references(with_reference)
+    for key in (AUDIO_REFERENCE, VIDEO_GIVEN):  # an adapter without them takes what the others are given
+        values = [adapter.metadata[key] for adapter in parts if key in adapter.metadata]
+        require_agreement(key, values)
+        if values:
+            common[key] = values[0]
     common |= {key: declared[0][key] for key in (FAMILY, VERSION) if declared and key in declared[0]}
     tasks = [adapter.metadata.get("task", "unnamed") for adapter in parts]
     triggers = dict.fromkeys(a.metadata["trigger"] for a in parts if a.metadata.get("trigger"))

@@ -34,6 +34,7 @@ from iclora_train.adapters.metadata import (
     shown,
 )
 from iclora_train.adapters.slots import LIMIT
+from iclora_train.adapters.sound_context import sound_loading, sound_rows
 from iclora_train.config import ConfigError
 from iclora_train.config.places import frame_in_words
 from iclora_train.core.atomic_files import write_atomic
@@ -110,7 +111,7 @@ def card_text(
         _table(training),
         "## How to load it",
         *_loading(name, adapter, no_workflow),
-        *(given_parts(metadata, notes) if published_version(metadata) else []),
+        *((given_parts(metadata, notes) + sound_loading(metadata)) if published_version(metadata) else []),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -171,6 +172,7 @@ def _use(adapter: Adapter) -> list[str]:
         ("trigger", f"start the prompt with {_code(trigger)}" if trigger else "none"),
         *([("form of the prompts", _code(metadata[TEMPLATE_KEY]))] if TEMPLATE_KEY in metadata else []),
         *_references(adapter),
+        *sound_rows(metadata),
     ]
     if adapter.slots is not None:
         rows.append(("order of the references", "learned: the file has a vector (slot) for each of them"))

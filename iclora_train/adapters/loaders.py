@@ -22,6 +22,7 @@ from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.metadata import TEMPORAL, clip_size
 from iclora_train.adapters.references import LATENT_FRAME, ReferenceLayout
 from iclora_train.adapters.slots import LIMIT
+from iclora_train.adapters.sound_context import sound_limits
 from iclora_train.config.conditions import data_mask
 from iclora_train.config.places import frame_in_words
 
@@ -106,8 +107,8 @@ def comfyui_limit(adapter: Adapter) -> str | None:
 
 
 def loader_limits(adapter: Adapter) -> Iterator[str]:
-    """A line for each published program that cannot use the references, or the given parts that come from the data, as
-    they were trained with its own means, and one if none of them reads the adapter's learned slots."""
+    """A line for each published program that cannot use the references, the given parts that come from the data, or the
+    audio reference, as they were trained with its own means, and one if none of them reads the learned slots."""
     if adapter.slots is not None:
         yield LIMIT
     limits = (("ltx-pipelines", ltx_pipelines_limit), ("ComfyUI", comfyui_limit), ("diffusers", diffusers_limit))
@@ -119,6 +120,7 @@ def loader_limits(adapter: Adapter) -> Iterator[str]:
     if mask is not None and mask.usual:
         for program, reason in mask_limits(str(mask.mode)):
             yield f"{program} cannot give the mask of this adapter as it was trained: {reason}"
+    yield from sound_limits(adapter.metadata)
 
 
 def mask_limits(mode: str) -> Iterator[tuple[str, str]]:

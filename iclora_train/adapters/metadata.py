@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from iclora_train.adapters.references import ReferenceLayout, more_findings, more_layouts
+from iclora_train.adapters.sound_context import sound_findings
 from iclora_train.config.places import frame_bounds, is_drawn
 from iclora_train.config.references import FIRST
 from iclora_train.core.safetensors_header import shortened
@@ -123,7 +124,7 @@ def metadata_findings(metadata: Mapping[str, str]) -> list[str]:
         findings.append(
             f"metadata {FRAME}={shortened(metadata[FRAME], 40)} must be the number of a frame, e.g. -1 or 8 to -9"
         )
-    findings += more_findings(metadata)
+    findings += [*more_findings(metadata), *sound_findings(metadata)]
     for key in _ARCHITECTURES:
         value = metadata.get(key, "")
         if value and _LTX2.search(value) is None:

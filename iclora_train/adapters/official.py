@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, with_our_names
+from iclora_train.adapters.sound_context import AUDIO_REFERENCE
 from iclora_train.config import ConfigError, Sampling
 from iclora_train.config.official import Match, Official, match_file, match_metadata
 
@@ -21,12 +22,15 @@ def recognise(path: Path, metadata: Mapping[str, str]) -> Match | None:
 
 
 def completed(metadata: Mapping[str, str], match: Match | None) -> dict[str, str]:
-    """The metadata with the reference factor and trigger that the file does not declare and that are known."""
+    """The metadata with the reference factor, trigger and place of an audio reference that the file does not declare
+    and that are known."""
     result = with_our_names(metadata)
     if match is not None:
         official = match.official
         if official.reference_downscale is not None:
             result.setdefault(DOWNSCALE, str(official.reference_downscale))
+        if official.audio_reference is not None:
+            result.setdefault(AUDIO_REFERENCE, official.audio_reference)
         if official.trigger:
             result.setdefault(TRIGGER, official.trigger)
     return result
@@ -54,7 +58,7 @@ def official_notes(metadata: Mapping[str, str], match: Match, family: str | None
     """
     official, declared = match.official, with_our_names(metadata)
     taken = {key: value for key, value in completed(metadata, match).items() if key not in declared}
-    names = {DOWNSCALE: "reference factor", TRIGGER: "trigger"}
+    names = {DOWNSCALE: "reference factor", TRIGGER: "trigger", AUDIO_REFERENCE: "audio reference"}
     fields = {DOWNSCALE: "reference_downscale"}
     values = [
         f"{names[key]} {value}{' (not confirmed by Lightricks)' if fields.get(key) in official.unconfirmed else ''}"

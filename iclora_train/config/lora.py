@@ -30,6 +30,9 @@ TARGET_SETS["audio"] = [  # the audio stream, and the attention between the stre
     *(f"audio_{target}" for target in TARGET_SETS["video"]),
     *(f"{name}.{linear}" for name in ("audio_to_video_attn", "video_to_audio_attn") for linear in _ATTENTION),
 ]
+TARGET_SETS["video_to_audio"] = [  # what makes sound for a video (configuration v2a of Lightricks' trainer)
+    target for target in TARGET_SETS["audio"] if not target.startswith("audio_to_video_attn")
+]
 
 
 @dataclass

@@ -42,6 +42,7 @@ class Official:
     trigger: str | None = None
     prompt: str | None = None
     reference_downscale: int | None = None
+    audio_reference: str | None = None  # its placement
     rank: int | None = None
     modules: str | None = None
     sizes: list[str] = field(default_factory=list)

@@ -241,6 +241,11 @@ class Config:
         one_of("export_dtype", self.export_dtype, ("bf16", "fp32"))
         if self.model.audio == "on":
             self._check_audio()
+        require(
+            self.data.sound is not None or not self.task.needs_audio,
+            f"task {self.task.name} makes sound (task.audio_reference or task.video_given): set data.sound=required, "
+            "so that the sound of the clips is prepared",
+        )
         if not self.task.has_reference:
             check_sections(self.flow, self.data.references, self.data.sources)
         if self.share is not None:

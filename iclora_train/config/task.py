@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from iclora_train.config.audio_reference import AudioReference
 from iclora_train.config.conditions import Condition, check_conditions
 from iclora_train.config.errors import one_of, require
 from iclora_train.config.no_reference import NO_REFERENCE, check_task
@@ -31,6 +32,9 @@ class Task:
     conditions: list[Condition] = field(default_factory=list)  # parts of the target that are clean
     more_references: list[MoreReference] = field(default_factory=list)  # references after the first, in this order
     reference_slots: bool = False  # the adapter learns a vector for each of several references, which tells them apart
+    # a sound that stands beside the target's, with model.audio=on; source: null for none
+    audio_reference: AudioReference = field(default_factory=AudioReference)
+    video_given: bool = False  # the video is clean and has no loss: the adapter makes its sound, with model.audio=on
 
     def __post_init__(self) -> None:
         one_of("task.family", self.family, ("restoration", "colorize", "structure", "edit", "style"))
@@ -43,8 +47,43 @@ class Task:
         check_conditions(self.conditions, self.maker, self.maker_args)
         check_references(self.more_references, self.maker)
         check_slots(self.reference_slots, self.more_references)
+        self.audio_reference.check()
+        require(
+            self.has_reference or self.audio_reference.source != "reference",
+            f"task.audio_reference.source=reference: task.maker={NO_REFERENCE} has no reference video: set source to "
+            "target or column",
+        )
+        self._check_given()
         keys = ("reference_downscale", "reference_temporal_scale", "reference_frame", "maker_args")
         check_task(self.maker, self.family, {key: getattr(self, key) for key in keys})
+
+    def _check_given(self) -> None:
+        """ConfigError for settings of a video that is made where it is given."""
+        if self.video_given:
+            require(
+                not self.conditions,
+                "task.video_given=true gives the whole video, and task.conditions parts of it: remove one of them",
+            )
+            require(
+                not self.has_reference,
+                f"task.maker={self.maker}: task.video_given=true makes the sound of the target's own video, and takes "
+                f"no reference video: set task.maker={NO_REFERENCE} task.family=style",
+            )
+
+    @property
+    def reference_sound(self) -> AudioReference | None:
+        """The settings of the audio reference; None for a task without one."""
+        return self.audio_reference if self.audio_reference.source is not None else None
+
+    @property
+    def needs_audio(self) -> bool:
+        """Whether the task is trained on both streams only."""
+        return self.reference_sound is not None or self.video_given
+
+    @property
+    def in_context(self) -> bool:
+        """Whether clips have anything beside their caption: references of video or sound, or a video that is given."""
+        return self.has_reference or self.needs_audio
 
     @property
     def has_reference(self) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from iclora_train.config import Config
+from iclora_train.config.audio_reference import AudioReference
 from iclora_train.config.conditions import NEW_KEYS, data_mask
 from iclora_train.config.places import is_drawn
 from iclora_train.config.references import comparable_references
@@ -28,7 +29,7 @@ RUNTIME_KEYS = (
 )  # keys of `model` that do not affect the adapter: paths of files, memory and speed
 # keys that do not affect the content of shards
 NOT_CONTENT = {
-    "task": ("name", "family", "conditions", "reference_frame", "reference_slots"),
+    "task": ("name", "family", "conditions", "reference_frame", "reference_slots", "video_given"),
     "data": ("clips", "references", "root", "sources", "batch_size", "tokens_per_batch", "workers", "keep"),
 }
 
@@ -42,6 +43,8 @@ NEW_TASK_KEYS: dict[str, object] = {
     "reference_frame": None,
     "more_references": [],
     "reference_slots": False,
+    "audio_reference": asdict(AudioReference()),
+    "video_given": False,
 }
 # keys of `flow` newer than version 0.1, and the values with which they change nothing: left out while they have them
 NEW_FLOW_KEYS = {"caption_dropout_p": 0.0, "preserve_base": False, "reference_noise": 0.0, "audio_weight": 1.0}
@@ -52,7 +55,7 @@ NEW_LORA_KEYS = ("rank_pattern", "alpha_pattern", "lr_pattern", "rslora")
 def content_settings(config: Config) -> dict[str, Any]:
     """The sections `task` and `data` without the keys of NOT_CONTENT; with a temporal factor, also REFERENCE_FRAMES;
     with a reference at a frame that is drawn for each clip, also `reference_frame`; with a mask from the data, also
-    `data_mask`."""
+    `data_mask`; with an audio reference, its source."""
     sections = {"task": asdict(config.task), "data": asdict(config.data)}
     for section, keys in NOT_CONTENT.items():
         for key in keys:
@@ -65,6 +68,9 @@ def content_settings(config: Config) -> dict[str, Any]:
     more = comparable_references(sections["task"].pop("more_references"))
     if more:
         sections["task"]["more_references"] = more
+    del sections["task"]["audio_reference"]
+    if config.task.reference_sound is not None:
+        sections["task"]["audio_reference"] = config.task.audio_reference.content()
     if any(task.reference_temporal_scale > 1 for task in config.task.for_references()):
         sections["task"]["reference_frames"] = REFERENCE_FRAMES
     return plain(sections)

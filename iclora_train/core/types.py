@@ -109,6 +109,7 @@ class Pair:
 
     mask: (F,H,W) bool, the part of the target that is made anew (`task.conditions`); None if the task stores none.
     sound: of the target, stereo in 16 bits (`data.sound`); None if the set has no sound, or the clip is silent.
+    reference_sound: of `task.audio_reference`, likewise, at the times of the target.
     """
 
     key: str
@@ -119,6 +120,7 @@ class Pair:
     record: dict[str, object] = field(default_factory=dict)  # how the reference was made, JSON-able
     mask: np.ndarray | None = None
     sound: Sound | None = None
+    reference_sound: Sound | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class LatentPair:
     part of the target that is made anew (`diffusion.kept_latents.mask_to_levels`); None if the pair has none.
     audio: (C,l,m) latents of the target's sound, and audio_text (T,D') the caption's features of the audio stream; None
     without data.sound. heard: whether the sound is the clip's own; False for silence in place of a missing one.
+    audio_reference: (C,l,m) latents of `task.audio_reference`; None without it.
     """
 
     key: str
@@ -142,6 +145,7 @@ class LatentPair:
     audio: Tensor | None = None
     audio_text: Tensor | None = None
     heard: bool = True
+    audio_reference: Tensor | None = None
 
 
 @dataclass(frozen=True)

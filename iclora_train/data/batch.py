@@ -25,6 +25,7 @@ class Batch:
     places      for each reference (B,) target frames that were drawn for it, on the host; None if none were
     audio       (B,C,l,m) latents of the sound, and audio_text (B,T,D'); None if a clip has none, or another length
     heard       (B,) bool, the clip has a sound of its own; on the host
+    audio_reference  (B,C,l,m) latents of the audio references; None if a clip has none, or another length
     mask        (B,f,h,w) levels of the part of the target that is made anew, on the host; None if a clip has no mask
     """
 
@@ -39,6 +40,7 @@ class Batch:
     audio: Tensor | None = None
     audio_text: Tensor | None = None
     heard: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    audio_reference: Tensor | None = None
 
     @property
     def latents(self) -> list[Tensor]:
@@ -53,10 +55,9 @@ class Batch:
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Apply `change` to the latents and the text features. fps stays on the host."""
         references = [change(reference) for reference in self.references]
-        audio = None if self.audio is None else change(self.audio)
-        audio_text = None if self.audio_text is None else change(self.audio_text)
-        changed = replace(self, target=change(self.target), references=references, text=change(self.text))
-        return replace(changed, audio=audio, audio_text=audio_text)
+        of_sound = {name: getattr(self, name) for name in ("audio", "audio_text", "audio_reference")}
+        changed = {name: change(tensor) for name, tensor in of_sound.items() if tensor is not None}
+        return replace(self, target=change(self.target), references=references, text=change(self.text), **changed)
 
     def to(self, device: torch.device) -> Batch:
         """Copy the latents and the text features to `device` without waiting for the copy.
@@ -91,10 +92,10 @@ def collate(pairs: list[LatentPair]) -> Batch:
     """
     references = zip(*(pair.references for pair in pairs), strict=True)
     masks = [pair.mask for pair in pairs if pair.mask is not None]
-    audio, audio_text = _sounds(pairs)
     return Batch(
-        audio=audio,
-        audio_text=audio_text,
+        audio=_stacked([pair.audio for pair in pairs]),
+        audio_text=_stacked([pair.audio_text for pair in pairs]),
+        audio_reference=_stacked([pair.audio_reference for pair in pairs]),
         heard=torch.tensor([pair.heard for pair in pairs]),
         target=default_collate([pair.target for pair in pairs]),
         references=[default_collate(list(clips)) for clips in references],
@@ -114,9 +115,10 @@ def _places(frames: list[int | None]) -> Tensor | None:
     return torch.tensor([-1 if frame is None else frame for frame in frames])
 
 
-def _sounds(pairs: list[LatentPair]) -> tuple[Tensor | None, Tensor | None]:
-    """The latents of the sounds and their text features, if every clip has them in one size."""
-    sounds = [(pair.audio, pair.audio_text) for pair in pairs if pair.audio is not None and pair.audio_text is not None]
-    if len(sounds) < len(pairs) or len({(audio.shape, text.shape) for audio, text in sounds}) > 1:
-        return None, None
-    return default_collate([audio for audio, _ in sounds]), default_collate([text for _, text in sounds])
+def _stacked(tensors: list[Tensor | None]) -> Tensor | None:
+    """One tensor of each clip, stacked, if every clip has it in one size."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    if len(present) < len(tensors) or len({tensor.shape for tensor in present}) > 1:
+        return None
+    stacked: Tensor = default_collate(present)
+    return stacked

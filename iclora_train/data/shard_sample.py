@@ -2,8 +2,9 @@
 
 The streams of a clip are `target`, `reference0`, `reference1`, ..., and of a latent clip also `text`. A clip whose task
 stores a mask (`task.conditions`) has a stream `mask` too: white pixels, or levels of latent cells. With `data.sound` a
-pair has its sound as `sound.wav`, and a latent clip the streams `audio` and `audio_text`. Streams with other names are
-ignored, so that more can be stored.
+pair has its sound as `sound.wav`, and a latent clip the streams `audio` and `audio_text`; with `task.audio_reference`
+they have `reference_sound.wav` and the stream `audio_reference` too. Streams with other names are ignored, so that more
+can be stored.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ from iclora_train.core.records import (
 )
 from iclora_train.core.regular_files import open_regular
 from iclora_train.core.safetensors_header import parse_header, shortened
-from iclora_train.core.types import LatentPair, Pair, VideoShape
+from iclora_train.core.types import LatentPair, Pair, Sound, VideoShape
 from iclora_train.data.controls import reference_records
 from iclora_train.data.shared_streams import LATENTS, StreamPlace, is_fp16_within
 from iclora_train.data.tar_members import BytesPart, read_members
@@ -44,7 +45,7 @@ Members = dict[str, Any]  # a WebDataset sample: "__key__", and bytes by extensi
 PREVIEW = "preview.mp4"  # extension of a preview, after the name of its stream
 MAX_TEXT_BYTES = 2**28  # of the features of one caption; LTX-2's have 8 MiB
 _MAX_TEXT_HEADER = 2**16
-SOUND = "sound.wav"
+SOUND, REFERENCE_SOUND = "sound.wav", "reference_sound.wav"
 SILENCE = "silence"  # `sound` in the record of a clip that has no sound of its own
 WHITE = 127  # pixels of a mask above it are white
 
@@ -80,8 +81,9 @@ def pack_pair(pair: Pair, source: str, keep: str = "lossless") -> Members:
     else:
         previews = streams if keep == "preview" else {}
         media = {f"{name}.{PREVIEW}": encode_preview(clip, pair.fps) for name, clip in previews.items()}
-    if pair.sound is not None and keep == "lossless":
-        media[SOUND] = encode_wav(pair.sound)
+    for name, sound in ((SOUND, pair.sound), (REFERENCE_SOUND, pair.reference_sound)):
+        if sound is not None and keep == "lossless":
+            media[name] = encode_wav(sound)
     frames, height, width = pair.target.shape[:3]
     shape = VideoShape(frames, height, width, pair.fps)
     kept = {} if keep == "lossless" else {"keep": keep}
@@ -96,6 +98,8 @@ def pack_latents(pair: LatentPair, shape: VideoShape, source: str, record: dict[
         streams["mask"] = pair.mask  # small whole numbers, which fp16 holds exactly
     if pair.audio is not None and pair.audio_text is not None:
         streams |= {"audio": pair.audio, "audio_text": pair.audio_text}
+    if pair.audio_reference is not None:
+        streams["audio_reference"] = pair.audio_reference
     halves = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in streams.items()}
     for name, half in halves.items():
         if not half.isfinite().all():
@@ -126,10 +130,17 @@ def pair_of(key: str, record: ClipRecord, members: Mapping[str, memoryview]) -> 
     mask = decode_clip(bytes(videos["mask"]))[..., 0] > WHITE if "mask" in videos else None
     if mask is not None and mask.shape != target.shape[:3]:
         raise ValueError(f"its mask has the size {mask.shape}, its target {target.shape[:3]}")
-    sound = decode_wav(bytes(members[SOUND])) if SOUND in members else None
-    if sound is None and record.record.get("sound") not in (None, SILENCE):
-        raise ValueError("it has no sound")
-    return Pair(key, target, tuple(references), record.caption, record.fps, record.record, mask, sound)
+    sounds = [_sound_of(members, name, record) for name in (SOUND, REFERENCE_SOUND)]
+    return Pair(key, target, tuple(references), record.caption, record.fps, record.record, mask, *sounds)
+
+
+def _sound_of(members: Mapping[str, memoryview], name: str, record: ClipRecord) -> Sound | None:
+    """A sound of a pair. ValueError if it is damaged, or missing although the record has it."""
+    if name in members:
+        return decode_wav(bytes(members[name]))
+    if record.record.get(name.removesuffix(".wav")) not in (None, SILENCE):
+        raise ValueError(f"it has no {name}")
+    return None
 
 
 def previews_of(members: Mapping[str, memoryview]) -> dict[str, np.ndarray]:
@@ -153,20 +164,21 @@ def latents_of(
     if mask is not None and (mask.shape != target.shape[1:] or not torch.isin(mask, torch.arange(4.0)).all()):
         raise ValueError(f"its mask has the size {tuple(mask.shape)} or other values than 0, 1, 2 and 3")
     mask = None if mask is None else mask.to(torch.uint8)
-    audio, heard = _audio_streams(latents, record, dtype), record.record.get("sound") != SILENCE
-    return LatentPair(key, target, tuple(references), text, record.fps, record.caption, places, mask, *audio, heard)
+    pair = LatentPair(key, target, tuple(references), text, record.fps, record.caption, places, mask)
+    return _with_sound(pair, latents, record, dtype)
 
 
-def _audio_streams(
-    latents: Mapping[str, Tensor], record: ClipRecord, dtype: torch.dtype
-) -> tuple[Tensor | None, Tensor | None]:
-    """The streams `audio` (C,l,m) and `audio_text` (T,D'); None for a clip whose record has no sound."""
-    if "sound" not in record.record:
-        return None, None
-    audio, text = (stream.to(dtype) for stream in _streams(latents, "audio", "audio_text", references=False))
-    if (audio.ndim, text.ndim) != (3, 2):
+def _with_sound(pair: LatentPair, latents: Mapping[str, Tensor], record: ClipRecord, dtype: torch.dtype) -> LatentPair:
+    """The pair with the streams `audio` (C,l,m), `audio_text` (T,D') and `audio_reference` (C,l,m) that its record
+    has."""
+    names = ("audio", "audio_text") if "sound" in record.record else ()
+    names += ("audio_reference",) if "reference_sound" in record.record else ()
+    streams = {
+        name: stream.to(dtype) for name, stream in zip(names, _streams(latents, *names, references=False), strict=True)
+    }
+    if any(stream.ndim != (2 if name == "audio_text" else 3) for name, stream in streams.items()):
         raise ValueError("its tensors of sound have other dimensions than (C,l,m), and (T,D) for text")
-    return audio, text
+    return replace(pair, **streams, heard=record.record.get("sound") != SILENCE)
 
 
 def _places(record: ClipRecord, count: int) -> tuple[int | None, ...]:

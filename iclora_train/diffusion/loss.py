@@ -23,7 +23,7 @@ from torch import Tensor
 from iclora_train.config import Flow, Task
 from iclora_train.core.types import AudioGeometry, Geometry
 from iclora_train.data.batch import Batch
-from iclora_train.diffusion.audio_inputs import build_sound
+from iclora_train.diffusion.audio_inputs import build_sound, velocities
 from iclora_train.diffusion.clean_cells import CleanCells
 from iclora_train.diffusion.flow_matching import masked_loss
 from iclora_train.diffusion.random_draws import WHOLE_FRAME, RandomDraws
@@ -87,7 +87,8 @@ def losses_at(
     geometry: Geometry,
     audio: AudioGeometry,
 ) -> tuple[Tensor, Tensor]:
-    """As `loss_at`, of both streams together: (B,) each, of the video and of the sound (NaN where none is heard).
+    """As `loss_at`, of both streams together: (B,) each, of the video (NaN where the task gives it) and of the sound
+    (NaN where none is heard).
 
     noises: of the video and of the sound (B,C,l,m)."""
     no_clip = torch.zeros(len(noises[0]), dtype=torch.bool)
@@ -96,16 +97,19 @@ def losses_at(
     sigmas = torch.full((len(no_clip),), sigma)
     draws = RandomDraws(sigmas, noises[0], no_clip, ~no_clip, clean=clean, audio_noise=noises[1])
     losses = joint_losses(transformer, batch, draws, task, geometry, audio)
-    return losses.flow, losses.audio_of_heard()
+    video = torch.full_like(losses.flow, torch.nan) if task.video_given else losses.flow
+    return video, losses.audio_of_heard()
 
 
 def joint_losses(
     transformer: Transformer, batch: Batch, draws: RandomDraws, task: Task, geometry: Geometry, audio: AudioGeometry
 ) -> ClipLosses:
-    """Losses of a batch in one pass of both streams. ConfigError if a clip of the batch has no sound."""
+    """Losses of a batch of both streams together. ConfigError if a clip of the batch has no sound.
+
+    The video's loss is 0 where the task gives the video (`task.video_given`)."""
     tokens, target = build_tokens(batch, draws, task, geometry)
-    sound = build_sound(batch, draws, audio)
-    video, heard = transformer(tokens, batch.text, num_outputs=target.shape[1], audio=sound.input)
+    sound = build_sound(batch, draws, task, audio)
+    video, heard = velocities(transformer, tokens, batch.text, target.shape[1], sound.input, draws.use_audio)
     flow = masked_loss(video, target, tokens.loss_mask[:, : target.shape[1]])
     of_sound = masked_loss(heard, sound.velocity, sound.loss_mask)
     return ClipLosses(draws.sigma, flow, None, of_sound, batch.heard)

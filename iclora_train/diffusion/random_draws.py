@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from iclora_train.config import Flow
+from iclora_train.config.audio_reference import AudioReference
 from iclora_train.config.references import MoreReference
 from iclora_train.diffusion.clean_cells import CleanCells
 from iclora_train.diffusion.flow_matching import sample_sigma
@@ -39,6 +40,7 @@ class RandomDraws:
     reference_noise    (B,)           share of noise in the references' latents; None without flow.reference_noise
     noise_seed         int            seed of the references' noise
     audio_noise        (B,C,l,m)      of the sound; None where the video stream is trained alone
+    use_audio          (B,) bool      the clip has its audio reference; None when every clip has it
 
     A region is its top, bottom, left and right edge as shares of the frame.
     """
@@ -56,6 +58,7 @@ class RandomDraws:
     reference_noise: Tensor | None = None
     noise_seed: int = 0
     audio_noise: Tensor | None = None
+    use_audio: Tensor | None = None
 
     def sees(self, number: int) -> Tensor:
         """(B,) bool: the clip sees reference `number` (0: the first)."""
@@ -116,6 +119,19 @@ def draw_more(batch: int, shares: Sequence[float], generator: Generator) -> Tens
     if all(share == 1 for share in shares):
         return None
     drawn = torch.rand(batch, len(shares), generator=generator) < torch.tensor(shares)
+    return None if drawn.all() else drawn
+
+
+def draw_audio_reference(
+    use_references: Tensor, reference: AudioReference | None, generator: Generator
+) -> Tensor | None:
+    """Whether each clip has its audio reference, (B,); None if all have, or the task has none. A clip that is trained
+    without its references has no audio reference either."""
+    if reference is None:
+        return None
+    drawn = use_references
+    if reference.p < 1:
+        drawn = drawn & (torch.rand(len(drawn), generator=generator) < reference.p)
     return None if drawn.all() else drawn
 
 

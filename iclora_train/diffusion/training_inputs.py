@@ -75,6 +75,7 @@ def build_tokens(
 
     The references of a clip have attention weight 0 where `draws.use_references` is False. Otherwise their weight is
     `draws.attention_strength` inside `draws.region` and inside `mask_region`, one more region (B,4), and 0 outside.
+    With `task.video_given` the target is clean, at noise level 0 and without a loss.
     ConfigError when the references' size does not fit the task's factors.
     """
     clean = batch.target
@@ -84,6 +85,8 @@ def build_tokens(
     kept = (to_device(draws.clean_first_frame, device)[:, None] & first)[:, :, None, None]  # (B,f,1,1)
     if draws.clean is not None:
         kept = kept | to_device(draws.clean, device)  # (B,f,h,w)
+    if task.video_given:  # row 0 is 0 too, because the audio stream sees it
+        sigma, kept = torch.zeros_like(sigma), torch.ones_like(kept)
     noisy = torch.where(kept[:, None], clean, add_noise(clean, noise, sigma))
     tokens = target_tokens(noisy, sigma, geometry, to_device(batch.fps.float(), device), kept)
     regions = [to_device(region, device) for region in (draws.region, mask_region) if region is not None]

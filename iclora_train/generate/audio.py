@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from iclora_train.adapters.file import Adapter
+from iclora_train.adapters.sound_context import audio_placement
 from iclora_train.config import ConfigError, require
 from iclora_train.config.paths import user_path
 from iclora_train.core.types import AudioGeometry, Sound, VideoShape
@@ -54,13 +55,14 @@ class SoundSource:
 class AudioPlan:
     """geometry: of the audio stream; None if the video stream is sampled alone. source: of sound that is kept.
 
-    line: what is done, for the user.
+    reference: the sound of audio_reference, with its placement. line: what is done, for the user.
     """
 
     mode: str
     geometry: AudioGeometry | None
     source: SoundSource | None
     line: str
+    reference: tuple[SoundSource, str] | None = None
 
     def source_latents(self, base: BaseModel, shape: VideoShape, windows: Sequence[Window]) -> list[Tensor | None]:
         """With audio=reference the latents (1,C,l,m) of the source's sound in each window, else None for each."""
@@ -75,6 +77,16 @@ class AudioPlan:
             latents.append(self.source.encode(codec, window.start / rate, window.frames / rate, frames))
         return latents
 
+    def encoded_reference(self, base: BaseModel, shape: VideoShape) -> tuple[Tensor, str] | None:
+        """The latents (1,C,l,m) of the audio reference, as long as the video, and its placement; None without one."""
+        if self.reference is None:
+            return None
+        assert self.geometry is not None
+        source, placement = self.reference
+        frames = self.geometry.latent_frames(shape.frames, shape.fps)
+        seconds = shape.frames / exact_rate(shape.fps)
+        return source.encode(AudioCodec.open(base.checkpoint), Fraction(0), seconds, frames), placement
+
     def track(
         self, base: BaseModel, shape: VideoShape, latent: Tensor | None, device: torch.device
     ) -> tuple[Sound | KeptSound, Sound] | None:
@@ -86,11 +98,7 @@ class AudioPlan:
             return track, track if isinstance(track, Sound) else read_sound(path, self.source.start, seconds)
         if self.mode == "none":
             return None
-        if latent is None:  # `regenerate` is so small that the first stage has no cell to make, and is skipped
-            raise ConfigError(
-                "audio=generate: the first stage makes the sound, and it is skipped, because regenerate is too small "
-                "for its size: unset upsampler"
-            )
+        assert latent is not None, "the sound is made even where the whole video is kept"
         sound = AudioCodec.open(base.checkpoint).to(device).decode(latent.to(device)).fitted(seconds)
         return sound, sound
 
@@ -125,6 +133,7 @@ def plan_audio(
         obstacle = "model.audio=off"
     elif obstacle is None:
         obstacle = device_obstacle(base, settings.model, device)
+    reference = _reference(settings, adapter)
     words = {
         "generate": "sound is generated",
         "copy": f"sound of {source and source.media} is kept",
@@ -132,7 +141,36 @@ def plan_audio(
         "none": "the file is silent",
     }
     line = f"audio: {streams_in_words(obstacle)}; {words[mode]}"
-    return AudioPlan(mode, None if obstacle else audio_geometry(base.checkpoint), source, line)
+    if reference is not None:
+        line += f" after the audio reference {settings.audio_reference} ({reference[1]})"
+    return AudioPlan(mode, None if obstacle else audio_geometry(base.checkpoint), source, line, reference)
+
+
+def _reference(settings: GenerateSettings, adapter: Adapter) -> tuple[SoundSource, str] | None:
+    """The sound of audio_reference, and how it is placed: as in training, unless audio_placement says otherwise.
+
+    ConfigError for a file without sound, and for an adapter that does not say how it was trained.
+    """
+    name = settings.audio_reference
+    if name is None:
+        return None
+    placement = settings.audio_placement or audio_placement(adapter.metadata)
+    if placement is None:
+        raise ConfigError(
+            f"audio_reference={name}: adapter={', '.join(settings.adapter)} was not trained with one, or does not say "
+            "how it was placed: set audio_placement=dubit (Lightricks' Dub-It) or av2av, or leave it out"
+        )
+    require(user_path(name).is_file(), f"audio_reference={name} is not a file: give a clip or a sound file")
+    require(_track_of("audio_reference", name), f"audio_reference={name} has no sound: give a clip with sound")
+    return SoundSource(name, Fraction(0)), placement
+
+
+def _track_of(key: str, name: str) -> bool:
+    """Whether the file of a setting has sound. ConfigError if it cannot be read."""
+    try:
+        return probe_sound(user_path(name)) is not None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def _refusal(settings: GenerateSettings, base: BaseModel, obstacle: str | None) -> str:
@@ -158,12 +196,8 @@ def _source(
     ConfigError if there is none, or if it has no sound.
     """
     key, name, start = _named_source(settings, inputs, adapter, shape, base)
-    try:
-        track = probe_sound(user_path(name))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}: {error}") from error
     require(
-        track is not None,
+        _track_of(key, name),
         f"{key}={name} has no sound, and audio={settings.audio} keeps it: give a clip with sound, set audio_source to "
         "a file with it, or audio=none",
     )

@@ -39,6 +39,14 @@ class KeptInputs:
         """All media that are set."""
         return [media for field in fields(self) if (media := getattr(self, field.name)) is not None]
 
+    def whole(self, settings: GenerateSettings, shape: VideoShape) -> np.ndarray | None:
+        """The frames (F,H,W,3) of a video that is kept as a whole, for its sound; None for a video that is made."""
+        if self.source is None or settings.regenerate is not None or settings.regenerate_frames is not None:
+            return None
+        return self.source.read(
+            self.source.frame_numbers(shape.fps)[: shape.frames], (shape.height, shape.width), settings.fit
+        )
+
     def check(self, settings: GenerateSettings, shape: VideoShape, temporal: int) -> None:
         """ConfigError if a clip is too short or too long for a video of `shape`; temporal: frames per latent frame."""
         latent_frames = (shape.frames - 1) // temporal + 1
@@ -129,8 +137,9 @@ def _new_cells(
     window: Window,
     size: tuple[int, int, int],
 ) -> Tensor:
-    """The latent cells (1,f,h,w) bool of a window that are made anew: those of the mask, in `regenerate_frames`."""
-    new = torch.ones(1, *size, dtype=torch.bool)
+    """The latent cells (1,f,h,w) bool of a window that are made anew: those of the mask, in `regenerate_frames`; none
+    without either."""
+    new = torch.full((1, *size), mask is not None or settings.regenerate_frames is not None)
     if mask is not None:
         pixels = read_mask(mask, shape.fps, 1, window.start, window.frames, (shape.height, shape.width), settings.fit)
         new &= mask_to_cells(pixels, size, settings.regenerate_mode)

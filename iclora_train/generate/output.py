@@ -69,7 +69,7 @@ def generation_record(
     prompts: of each window. `prompts` of the record has them if they differ; `prompt` is that of the first window.
     """
     fields = {key: value for key, value in asdict(settings).items() if key not in TRAINING_SECTIONS}
-    sound = settings.audio_source
+    sounds = {path for path in (settings.audio_source, settings.audio_reference) if path is not None}
     return {
         "settings": fields,
         "prompt": prompts[0],
@@ -80,7 +80,7 @@ def generation_record(
         "adapters": {path: sha256(user_path(path)) for path in settings.adapter},
         "official": {path: official_facts(recognised(path)) for path in settings.adapter},
         "inputs": {str(media.path): media.sha256() for media in inputs.media}
-        | ({} if sound is None else {sound: sha256(user_path(sound))}),
+        | {path: sha256(user_path(path)) for path in sorted(sounds)},
         "device": device,
         "version": __version__,
     }

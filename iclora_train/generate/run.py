@@ -15,6 +15,7 @@ from torch import Tensor
 
 from iclora_train.adapters.conditions import not_given, other_mode
 from iclora_train.adapters.file import Adapter
+from iclora_train.adapters.sound_context import sound_not_given
 from iclora_train.config import require
 from iclora_train.config.hydra_app import conf_dir
 from iclora_train.config.paths import user_path
@@ -116,7 +117,8 @@ def _make_video(
     if video.finished < len(windows):
         latents = denoise(settings, base, adapter, plans, video, texts, upsampler, echo)
         with status("decoding"):
-            video.add(latents.video)
+            whole = inputs.kept.whole(settings, shape)
+            video.add(latents.video) if whole is None else video.add_frames(whole)
             sound = latents.sound
     along = (media for media, layout in inputs.along(settings, adapter) if layout.temporal_scale == 1)
     record["seams"] = measure_seams(video.frames, windows, next(along, None), shape, echo)
@@ -146,6 +148,9 @@ def _print_plan(
         echo(f"rounded to sizes that fit the VAE: {rounded}")
     places = unusual_places(settings, adapter, shape.frames)
     for line in [*missing_references(settings, adapter), *places, *not_given(adapter.metadata, settings.kept_parts())]:
+        echo(line)
+    given = {key for key in ("audio_reference", "source") if getattr(settings, key) is not None}
+    for line in sound_not_given(adapter.metadata, given):
         echo(line)
     for line in other_mode(adapter.metadata, settings.regenerate_mode) if settings.regenerate else ():
         echo(line)

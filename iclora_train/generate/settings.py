@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from iclora_train.config import ConfigError, Flow, Model, Sampling, one_of, require
+from iclora_train.config.audio_reference import PLACEMENTS
 from iclora_train.config.command_line import PROMPT_OR_LIST, TEXT_OR_LIST
 from iclora_train.config.diffusion import CELL_MODES
 from iclora_train.config.paths import expand_home
@@ -63,6 +64,8 @@ class GenerateSettings:
     refine_strength: float = 1.0  # of the adapters in the second stage, relative to adapter_strength; 0: off
     audio: str = "none"  # sound of the file: generate, copy, reference, none (docs/generate.md)
     audio_source: str | None = None  # a clip or sound file for copy and reference; null: source, prefix or reference
+    audio_reference: str | None = None  # a clip or sound file, for adapters that take an audio reference
+    audio_placement: str | None = None  # of the audio reference: av2av, dubit; null: the adapter's
     out: str = MISSING
     frames_out: str | None = None
     overwrite: bool = False
@@ -89,6 +92,7 @@ class GenerateSettings:
             self.audio_source is None or self.audio in ("copy", "reference"),
             f"audio_source={self.audio_source} is for audio=copy and audio=reference, and audio={self.audio}",
         )
+        self._check_audio_reference()
         self._check_sizes()
         self._check_prompts()
         self.out = expand_home(self.out)
@@ -120,6 +124,19 @@ class GenerateSettings:
         """The settings that give a part of the video and are set."""
         keys = ("first_frame", "prefix", "suffix", "source")
         return {key for key in keys if getattr(self, key) is not None}
+
+    def _check_audio_reference(self) -> None:
+        """ConfigError for an audio reference without a sound that follows it."""
+        require(
+            self.audio_reference is None or self.audio == "generate",
+            f"audio_reference={self.audio_reference} is for sound that is made: set audio=generate, not {self.audio}",
+        )
+        if self.audio_placement is not None:
+            one_of("audio_placement", self.audio_placement, PLACEMENTS)
+        require(
+            self.audio_placement is None or self.audio_reference is not None,
+            f"audio_placement={self.audio_placement} is of an audio reference: set audio_reference=FILE too",
+        )
 
     def _check_sizes(self) -> None:
         """ConfigError for sizes out of bounds, and for an overlap of nothing."""
@@ -180,8 +197,9 @@ class GenerateSettings:
         parts = [key for key in ("regenerate", "regenerate_frames") if getattr(self, key) is not None]
         require(self.source is not None or not parts, f"{parts and parts[0]} is a part of source: set source=CLIP too")
         require(
-            self.source is None or bool(parts),
-            f"source={self.source}: set what is made anew, regenerate=MASK or regenerate_frames=[from,to]",
+            self.source is None or bool(parts) or self.audio == "generate",
+            f"source={self.source}: set what is made anew, regenerate=MASK or regenerate_frames=[from,to], or "
+            "audio=generate to make the sound of the clip",
         )
         span = self.regenerate_frames
         numbers = span is None or (isinstance(span, list) and [type(n) for n in span] == [int, int])

@@ -44,11 +44,17 @@ class Latents(NamedTuple):
 
 @dataclass(frozen=True)
 class StageSound:
-    """The audio stream of a stage: l = `frames` latent frames. clean (1,C,l,m): the sound that the model gets."""
+    """The audio stream of a stage: l = `frames` latent frames. clean (1,C,l,m): the sound that the model gets.
+
+    made: the sound of the file is that of the model. reference: latents (1,C,l',m) of the audio reference, and its
+    placement.
+    """
 
     geometry: AudioGeometry
     frames: int
     clean: Tensor | None = None
+    made: bool = False
+    reference: tuple[Tensor, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,14 @@ class Stage:
 
     @property
     def steps(self) -> int:
-        """Steps of the sampler; 0 where all is kept."""
-        return 0 if self.kept is not None and bool(self.kept.mask.all()) else len(self.sampler.sigmas) - 1
+        """Steps of the sampler; 0 where all is kept, unless its sound is made."""
+        makes_sound = self.sound is not None and self.sound.made
+        return 0 if self.keeps_all and not makes_sound else len(self.sampler.sigmas) - 1
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether the whole video is kept."""
+        return self.kept is not None and bool(self.kept.mask.all())
 
     def with_carried(self, frames: np.ndarray, vae: VideoVAE) -> Stage:
         """The stage of a window that begins with these frames (n,H,W,3) of the window before."""
@@ -93,13 +105,17 @@ def plan_stages(
     audio: AudioPlan,
 ) -> list[list[Stage]]:
     """The stages of every window of a video of `shape`. ConfigError if `regenerate` covers nothing in any of them."""
-    sounds = audio.source_latents(base, shape, windows)
-    plans = [
-        _plan_window(settings, base, inputs, shape, window, adapter, negative, vae, audio, sound)
-        for window, sound in zip(windows, sounds, strict=True)
-    ]
+    sounds, reference = audio.source_latents(base, shape, windows), audio.encoded_reference(base, shape)
+    plans = []
+    for window, clean in zip(windows, sounds, strict=True):
+        sound = None
+        if audio.geometry is not None:
+            frames = audio.geometry.latent_frames(window.frames, shape.fps)
+            sound = StageSound(audio.geometry, frames, clean, audio.mode == "generate", reference)
+        plans.append(_plan_window(settings, base, inputs, shape, window, adapter, negative, vae, sound))
     require(
-        settings.source is None or any(stage.steps for stages in plans for stage in stages),
+        not (settings.regenerate or settings.regenerate_frames)
+        or not all(stage.keeps_all for stages in plans for stage in stages),
         f"regenerate={settings.regenerate} covers no part of the video: white is made anew",
     )
     return plans
@@ -114,12 +130,9 @@ def _plan_window(
     adapter: Adapter,
     negative: PromptFeatures,
     vae: VideoVAE,
-    audio: AudioPlan,
-    source_sound: Tensor | None,
+    sound: StageSound | None,
 ) -> list[Stage]:
-    """The stages of a window of a video of `shape`: one, or two with an upsampler.
-
-    source_sound (1,C,l,m): the part of the source's sound that the model gets in it.
+    """The stages of a window of a video of `shape`: one, or two with an upsampler. sound: of the first stage.
 
     With two stages, the first samples at half the width and height. The second refines the enlarged latents in the last
     steps of the distilled schedule, without guidance, and without references unless `refine_reference` is set (as in
@@ -146,17 +159,16 @@ def _plan_window(
         settings.between,
         settings.blend,
     )
-    sound = None
-    if audio.geometry is not None:
+    if sound is not None:
         sampler = replace(sampler, audio=AudioGuidance.from_config(settings.sample, negative.audio))
-        frames = audio.geometry.latent_frames(window.frames, shape.fps)
-        sound = StageSound(audio.geometry, frames, source_sound)
     first = replace(shapes[0], frames=window.frames)
     stage = Stage(first, sampler, references(shapes[0]), kept[0], 1.0, tiles[0], sound)
     if not settings.upsampler:
         return [stage]
     refine = replace(sampler, sigmas=DISTILLED_STAGE2, guidance=Guidance(), audio=AudioGuidance())
     again = references(shape) if settings.refine_reference else ()
+    if sound is not None and not settings.refine_reference:
+        sound = replace(sound, reference=None)
     full = replace(shape, frames=window.frames)
     return [stage, Stage(full, refine, again, kept[1], settings.refine_strength, tiles[1], sound)]
 
@@ -190,5 +202,8 @@ def run_stage(
         video = sample(*arguments, stage.references, stage.kept, begin, on_step=advance, tiles=stage.tiles)
         return Latents(video, None)
     assert text.audio is not None
-    audio = AudioStream(sound.geometry, sound.frames, text.audio, sound.clean, before)
+    reference, placement = sound.reference or (None, "av2av")
+    audio = AudioStream(
+        sound.geometry, sound.frames, text.audio, sound.clean, before, reference=reference, placement=placement
+    )
     return Latents(*sample_with_sound(*arguments, audio, stage.references, stage.kept, begin, on_step=advance))

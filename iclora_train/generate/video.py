@@ -51,6 +51,10 @@ class Video:
                 file.write(save({"frames": np.ascontiguousarray(frames)}))  # save() reads memory in order
         self._join(frames)
 
+    def add_frames(self, frames: np.ndarray) -> None:
+        """Add the frames (F,H,W,3) of the next window, which are kept unchanged."""
+        self._join(frames)
+
     def _join(self, frames: np.ndarray) -> None:
         window = self.windows[self.finished]
         self._frames = frames if self._frames is None else join_windows(self._frames, frames, window.carried)

@@ -16,6 +16,7 @@ from iclora_train.adapters.loaders import loader_limits
 from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, FRAME, KIND, PLAIN, TEMPORAL, VERSION, frame_text
 from iclora_train.adapters.precision import save_rounded
 from iclora_train.adapters.references import references_metadata
+from iclora_train.adapters.sound_context import sound_metadata
 from iclora_train.config import Config, ConfigError, Task, require
 from iclora_train.config.extra_metrics import require_at_hand
 from iclora_train.config.hydra_app import run_module
@@ -85,7 +86,7 @@ def _reference_metadata(task: Task) -> dict[str, Any]:
         metadata[FRAME] = frame_text(task.reference_frame)
     if task.reference_temporal_scale != 1:
         metadata[TEMPORAL] = task.reference_temporal_scale
-    return metadata
+    return metadata | sound_metadata(task)
 
 
 def _as_text(metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -21,10 +21,10 @@ from iclora_train.config import Config, Optim
 from iclora_train.core.process_group import gather
 from iclora_train.core.ranks import global_rank
 from iclora_train.data.batch import Batch
-from iclora_train.diffusion.audio_inputs import require_sound
+from iclora_train.diffusion.audio_inputs import require_audio_reference, require_sound
 from iclora_train.diffusion.clean_cells import CleanCells
 from iclora_train.diffusion.loss import ClipLosses, joint_losses, training_losses
-from iclora_train.diffusion.random_draws import draw_random, step_generator
+from iclora_train.diffusion.random_draws import draw_audio_reference, draw_random, step_generator
 from iclora_train.diffusion.training_inputs import drop_captions
 from iclora_train.ltx2.audio.codec import audio_geometry
 from iclora_train.ltx2.base_model import BaseModel
@@ -94,7 +94,9 @@ class ICLoRA(LightningModule):
         draws = draw_random(batch.target, self.config.flow, generator, self.clean_cells, more, batch.mask)
         if self.audio is not None:  # drawn last: the draws before it are those without sound
             noise = torch.randn(require_sound(batch)[0].shape, generator=generator)
-            draws = replace(draws, audio_noise=noise)
+            require_audio_reference(batch, self.config.task)
+            use_audio = draw_audio_reference(draws.use_references, self.config.task.reference_sound, generator)
+            draws = replace(draws, audio_noise=noise, use_audio=use_audio)
             return joint_losses(self.transformer, batch, draws, self.config.task, self.geometry, self.audio)
         batch = drop_captions(batch, draws, self.empty_text)
         base_alone = partial(lora.adapter_off, self.transformer) if self.config.flow.preserve_base else None

@@ -165,17 +165,27 @@ def _speed_text(row: Row) -> str:
 
 def _validation_text(row: Row) -> str:
     """Means over the noise levels, e.g. `reference correct 0.31, swapped 0.40, none 0.39, base 0.38; control gain +18.4
-    %, swap gap +23.7 %`; in a task without references `adapter 0.36, base 0.38; adapter gain +5.3 %`."""
-    means = []
-    has_reference = "control_gain" in row
+    %, swap gap +23.7 %`; in a task without references `adapter 0.36, base 0.38; adapter gain +5.3 %`. With the sound it
+    follows after `sound:`, alone where the video is given."""
+    gain = "control_gain" if "control_gain" in row else "adapter_gain"
+    video = _stream_text(row, "val", gain, "swap_gap")
+    if "audio_gain" not in row:
+        return video
+    sound = f"sound: {_stream_text(row, 'val_audio', 'audio_gain', 'audio_swap_gap')}"
+    return sound if math.isnan(row[gain]) else f"{video}; {sound}"
+
+
+def _stream_text(row: Row, prefix: str, gain: str, gap: str) -> str:
+    """The losses of one stream, whose columns begin with `prefix`, and its metrics."""
+    has_reference, means = "control_gain" in row, []
     for condition in CONDITIONS if has_reference else PLAIN_CONDITIONS:
-        values = [value for name, value in row.items() if name.startswith(f"val_{condition}_")]
-        mean = sum(values) / len(values)
+        values = [value for name, value in row.items() if name.startswith(f"{prefix}_{condition}_")]
+        mean = sum(values) / len(values) if values else math.nan
         means.append(f"{condition} not measured" if math.isnan(mean) else f"{condition} {mean:.4f}")
+    gain_text = f"{gain.replace('_', ' ').removeprefix('audio ')} {100 * row[gain]:+.1f} %"
     if not has_reference:
         adapter, base = means
-        gain = row["adapter_gain"]
-        return f"{adapter.replace('none', 'adapter')}, {base}; adapter gain {100 * gain:+.1f} %"
-    gain, gap = row["control_gain"], row["swap_gap"]
-    swap_gap = "not measured" if math.isnan(gap) else f"{100 * gap:+.1f} %"
-    return f"reference {', '.join(means)}; control gain {100 * gain:+.1f} %, swap gap {swap_gap}"
+        return f"{adapter.replace('none', 'adapter')}, {base}; {gain_text}"
+    value = row.get(gap, math.nan)
+    swap_gap = "not measured" if math.isnan(value) else f"{100 * value:+.1f} %"
+    return f"reference {', '.join(means)}; {gain_text}, swap gap {swap_gap}"

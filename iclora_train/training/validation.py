@@ -7,7 +7,7 @@ spread over the ranks; batches and noise do not depend on the number of ranks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from iclora_train.adapters import lora
-from iclora_train.config import Config, require
+from iclora_train.config import Config, Task, require
 from iclora_train.core.ranks import global_rank, world_size
 from iclora_train.core.types import AudioGeometry, Geometry, LatentPair
 from iclora_train.data.batch import Batch, collate
 from iclora_train.data.batch_sampler import clips_per_batch
 from iclora_train.data.recordings import half_a_list_away, recording_of_clips
 from iclora_train.data.shards import ShardSet
-from iclora_train.diffusion.audio_inputs import require_sound
+from iclora_train.diffusion.audio_inputs import require_audio_reference, require_sound
 from iclora_train.diffusion.loss import loss_at, losses_at
 from iclora_train.diffusion.sampler import draw_noises
 from iclora_train.ltx2.model.transformer import Transformer
@@ -30,7 +30,6 @@ from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.training.preemption import gather_work
 from iclora_train.training.validation_metrics import (
     CLIP_COLUMNS,
-    CONDITIONS,
     audio_columns,
     audio_row,
     loss_columns,
@@ -80,7 +79,7 @@ class ValidationBatches:
         chosen = [candidates[i * len(candidates) // windows] for i in range(windows)]
         sizes = clips_per_batch(shards, "val", config.data.batch_size, config.data.tokens_per_batch)
         no_swap = None
-        if not config.task.has_reference:
+        if not config.task.in_context:
             no_swap = "the task has no reference"
         elif len(set(recordings.values())) == 1:
             no_swap = f"all val windows are of one recording, {next(iter(recordings.values()))}"
@@ -91,7 +90,8 @@ class ValidationBatches:
                 shards.read_latents(_partner(i, chosen, val, shards, recordings)) for i in numbers if not no_swap
             ]
             correct = collate(pairs)
-            batches.append((correct, None if no_swap else replace(correct, references=_fitted(partners, correct))))
+            require_audio_reference(correct, config.task)
+            batches.append((correct, None if no_swap else _swapped(partners, correct, config.task)))
         names = {shards.samples[i].key: recordings[i] for i in chosen}
         return cls(tuple(batches), shards.empty_text(), names, no_swap)
 
@@ -114,17 +114,24 @@ def _partner(
     return (same_size or others)[0]
 
 
-def _fitted(partners: Sequence[LatentPair], batch: Batch) -> list[Tensor]:
-    """The references of other clips, stacked, in the shapes of the references of `batch`."""
-    return [
-        torch.stack([fit_latent(pair.references[n], tuple(reference.shape[2:])) for pair in partners])
-        for n, reference in enumerate(batch.references)
-    ]
+def _swapped(partners: Sequence[LatentPair], batch: Batch, task: Task) -> Batch:
+    """The batch with the references of other clips, in the shapes of its own; with their videos, if the task gives
+    these."""
+
+    def fitted(latents: Iterable[Tensor | None], own: Tensor) -> Tensor:
+        return torch.stack([fit_latent(latent, tuple(own.shape[2:])) for latent in latents if latent is not None])
+
+    references = [fitted((pair.references[n] for pair in partners), own) for n, own in enumerate(batch.references)]
+    batch, sound = replace(batch, references=references), batch.audio_reference
+    if sound is not None:
+        batch = replace(batch, audio_reference=fitted((pair.audio_reference for pair in partners), sound))
+    return replace(batch, target=fitted((p.target for p in partners), batch.target)) if task.video_given else batch
 
 
 def fit_latent(latent: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A latent clip (C,f,h,w) cut or continued to (C, *shape): the middle of a larger picture, a smaller one mirrored
-    at its borders; the first frames of a longer clip, a shorter one played to and fro. Its vectors stay as they are."""
+    """A latent clip (C,f,h,w), or a sound (C,l,m), cut or continued to (C, *shape): the middle of a larger picture, a
+    smaller one mirrored at its borders; the first frames of a longer clip, a shorter one played to and fro. Its vectors
+    stay as they are."""
     for axis, size in enumerate(shape, start=1):
         have = latent.shape[axis]
         start = 0 if axis == 1 else (have - size) // 2
@@ -136,9 +143,9 @@ def fit_latent(latent: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def validation_columns(config: Config) -> list[str]:
     """Columns of `validation_losses` and of `validation_clips.ValidationClips`."""
-    sigmas, has_reference = config.validation.sigmas, config.task.has_reference
-    of_audio = audio_columns(sigmas, has_reference) if config.model.audio == "on" else []
-    return [*loss_columns(sigmas, has_reference), *of_audio, *CLIP_COLUMNS]
+    sigmas, in_context = config.validation.sigmas, config.task.in_context
+    of_audio = audio_columns(sigmas, in_context) if config.model.audio == "on" else []
+    return [*loss_columns(sigmas, in_context), *of_audio, *CLIP_COLUMNS]
 
 
 def validation_losses(
@@ -166,7 +173,7 @@ def row_of_losses(shares: Sequence[Mapping[int, Losses]], sigmas: Sequence[float
     joined = {key: torch.cat([losses[key] for losses in ordered]) for key in ordered[0]}
     of_audio = {(c.removeprefix(AUDIO), s): loss for (c, s), loss in joined.items() if c.startswith(AUDIO)}
     of_video = {key: loss for key, loss in joined.items() if not key[0].startswith(AUDIO)}
-    return {**loss_row(of_video, sigmas), **audio_row(of_audio)}
+    return {**loss_row(of_video, sigmas), **audio_row(of_audio, sigmas)}
 
 
 @torch.no_grad()
@@ -198,6 +205,21 @@ def _eval_mode(transformer: Transformer) -> Iterator[None]:
         transformer.train(mode)
 
 
+def _conditions(correct: Batch, swapped: Batch | None, task: Task) -> dict[str, Batch]:
+    """The clips of each condition: one of CONDITIONS, or of PLAIN_CONDITIONS where the clips have captions alone.
+
+    Where the task gives the video, all have one; "none" then leaves out the audio reference, and is left out itself
+    where there is none.
+    """
+    alone = replace(correct, references=[], audio_reference=None)
+    conditions = {"correct": correct, "swapped": swapped, "none": alone, "base": alone}
+    if not task.in_context:
+        del conditions["correct"]
+    elif task.video_given and task.reference_sound is None:
+        del conditions["none"]
+    return {condition: clips for condition, clips in conditions.items() if clips is not None}
+
+
 def _batch_losses(
     transformer: Transformer,
     batch: tuple[Batch, Batch | None],
@@ -209,13 +231,10 @@ def _batch_losses(
     """Losses of a batch, on the host. first: number of its first clip, the seed of that clip's noise."""
     correct, swapped = batch
     device = next(transformer.parameters()).device
-    no_references = replace(correct, references=[])
     shapes = [correct.target.shape[1:], *([] if audio is None else [require_sound(correct)[0].shape[1:]])]
     noise, *of_sound = (n.to(device) for n in draw_noises(range(first, first + len(correct.keys)), shapes))
     losses: Losses = {}
-    for condition, clips in zip(CONDITIONS, (correct, swapped, no_references, no_references), strict=True):
-        if clips is None or (condition == "correct" and not correct.references):
-            continue
+    for condition, clips in _conditions(correct, swapped, config.task).items():
         on_device = clips.to(device)
         with lora.adapter_off(transformer) if condition == "base" else nullcontext():
             for sigma in config.validation.sigmas:

@@ -11,6 +11,10 @@ control: an adapter that is trained with references gets worse without them, and
 A task without references has two conditions, the adapter and the base, and one metric:
 
     adapter gain = (L_base - L_none) / L_base        share of the base's loss that the adapter removes
+
+Where both streams are trained (model.audio=on), the losses of the sound have these two metrics too, as audio_gain
+(control gain, or adapter gain) and audio_swap_gap. Where the task gives the video (`task.video_given`), the conditions
+`swapped` and `base` are the video of another clip, and the base alone with the clip's own video.
 """
 
 from __future__ import annotations
@@ -53,12 +57,24 @@ def loss_columns(sigmas: Sequence[float], has_reference: bool = True) -> list[st
 def audio_columns(sigmas: Sequence[float], has_reference: bool = True) -> list[str]:
     """Names of the values of `audio_row`."""
     conditions = CONDITIONS if has_reference else PLAIN_CONDITIONS
-    return [f"val_audio_{condition}_{sigma:g}" for condition in conditions for sigma in sigmas]
+    losses = [f"val_audio_{condition}_{sigma:g}" for condition in conditions for sigma in sigmas]
+    return [*losses, "audio_gain", *(["audio_swap_gap"] if has_reference else [])]
 
 
-def audio_row(losses: LossesByCondition) -> dict[str, float]:
-    """Mean losses of the sound (model.audio=on) over the clips that have one."""
-    return {f"val_audio_{condition}_{s:g}": float(loss.nanmean()) for (condition, s), loss in losses.items()}
+def audio_row(losses: LossesByCondition, sigmas: Sequence[float]) -> dict[str, float]:
+    """Mean losses of the sound (model.audio=on) over the clips that have one, and the metrics derived from them; empty
+    where the sound is not trained."""
+    row = {f"val_audio_{condition}_{s:g}": float(loss.nanmean()) for (condition, s), loss in losses.items()}
+    conditions = {condition for condition, _ in losses}
+    summed = {c: torch.stack([losses[c, s] for s in sigmas]).sum(0) for c in conditions}
+    summed = {c: loss[~loss.isnan()] for c, loss in summed.items()}
+    if "base" in summed:
+        adapter, base = summed.get("correct", summed.get("none")), summed["base"]
+        assert adapter is not None
+        row["audio_gain"] = ratio_of_means(base - adapter, base)
+        if "swapped" in summed:
+            row["audio_swap_gap"] = ratio_of_means(summed["swapped"] - adapter, base)
+    return row
 
 
 def loss_row(losses: LossesByCondition, sigmas: Sequence[float]) -> dict[str, float]:
