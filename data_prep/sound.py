@@ -2,7 +2,8 @@
 stored with the pair, encoded by the audio VAE.
 
 A window has the sound that plays while its frames are shown. It is stored in 16 bits at the file's own rate, and
-resampled for the audio VAE afterwards, so that stored pairs give the same latents as pairs that were just made.
+resampled for the audio VAE afterwards, so that stored pairs give the same latents as pairs that were just made. The
+resampler is that of the audio VAE's front end, as in generate (`AudioCodec.encode`).
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from iclora_train.core.fingerprint import digest
 from iclora_train.core.types import AudioGeometry, Sound
 from iclora_train.ltx2.audio.audio_vae import AudioVAE
 from iclora_train.ltx2.audio.codec import audio_geometry
+from iclora_train.ltx2.audio.resample import can_resample, resample
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.media.picture import is_picture
-from iclora_train.media.sound import decode_wav, encode_wav, frame_seconds, probe_sound, read_sound, resample
+from iclora_train.media.sound import decode_wav, encode_wav, frame_seconds, probe_sound, read_sound
 
 LTX2_SOUND = AudioGeometry(channels=8, bins=16, sample_rate=16000, hop=160)  # of every published LTX-2
+COMMON_RATE = 48000  # in place of rates that the audio VAE's front end cannot change, such as 44101
 
 
 def require_audio_half(config: Config, base: BaseModel) -> None:
@@ -93,9 +96,11 @@ def sounds_of(clip: Clip, windows: Sequence[Window], source: str = "target") -> 
     late or ends early there is silence. ValueError names a file whose sound cannot be decoded.
     """
     path = reference_file(clip, source)
-    if path is None or not has_sound(path):
+    track = None if path is None or is_picture(path) else probe_sound(path)
+    if path is None or track is None:
         yield from (None for _ in windows)
         return
+    rate = None if can_resample(track.rate, LTX2_SOUND.sample_rate) else COMMON_RATE
     numbers = {0, *(window.indices[0] for window in windows)}
     own = source == "reference"
     section = clip.reference_section if own else clip.section
@@ -103,7 +108,7 @@ def sounds_of(clip: Clip, windows: Sequence[Window], source: str = "target") -> 
     begin = times[0] if source == "column" else Fraction(0)
     for window in windows:
         seconds = len(window.indices) / Fraction(window.fps)
-        sound = read_sound(path, times[window.indices[0]] - begin, seconds)
+        sound = read_sound(path, times[window.indices[0]] - begin, seconds, rate)
         yield decode_wav(encode_wav(sound))
 
 
@@ -113,5 +118,5 @@ def encode_sound(vae: AudioVAE, sound: Sound | None, frames: int, fps: float) ->
     geometry = vae.geometry
     if sound is None:
         sound = Sound(np.zeros((2, round(frames / fps * geometry.sample_rate)), np.float32), geometry.sample_rate)
-    samples = torch.from_numpy(resample(sound, geometry.sample_rate).samples)
-    return vae.encode(samples[None], geometry.latent_frames(frames, fps))[0]
+    samples = resample(torch.from_numpy(sound.samples)[None], sound.rate, geometry.sample_rate)
+    return vae.encode(samples, geometry.latent_frames(frames, fps))[0]

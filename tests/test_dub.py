@@ -152,14 +152,16 @@ def test_mono_and_8_khz_and_short_and_long_sounds_are_fitted_to_the_window(base:
     sounds = {  # samples of 8 kHz; a mono file; 0.2 s; 3 s
         "low": Sound(noise(1.4, 1).samples[:, :: RATE // 8000], 8000),
         "mono": Sound(mono.samples[:1], RATE),
+        "odd": Sound(noise(1.4, 6).samples[:, : 44101 * 7 // 5], 44101),
         "short": noise(0.2, 4),
         "long": noise(3.0, 5),
     }
     rows = ["id,video,reference,reference_sound,caption,split"]
-    for i, (name, sound) in enumerate(sounds.items()):
+    splits = ("train", "val", "heldout", "train", "train")
+    for i, ((name, sound), split) in enumerate(zip(sounds.items(), splits, strict=True)):
         clip_file(folder / f"{name}.mp4", i, noise(1.4, i))
         (folder / f"{name}.wav").write_bytes(encode_wav(sound))
-        rows.append(f"{name},{name}.mp4,{name}.mp4,{name}.wav,a {name} sound,{('train', 'val', 'heldout', 'train')[i]}")
+        rows.append(f"{name},{name}.mp4,{name}.mp4,{name}.wav,a {name} sound,{split}")
     (folder / "list.csv").write_text("\n".join(rows))
     prepare("dub", tmp_path / "root", base, folder / "list.csv", "task.audio_reference.source=column")
     stored, latents = ShardSet.open(tmp_path / "root/pairs"), ShardSet.open(tmp_path / "root/latents")
@@ -178,7 +180,7 @@ def test_mono_and_8_khz_and_short_and_long_sounds_are_fitted_to_the_window(base:
         if name == "short":
             silent = max(round((0.2 - first) * RATE), 0)
             assert not sound.samples[:, silent + 1 :].any()
-    assert rates == {"low": 8000, "mono": RATE, "short": RATE, "long": RATE}
+    assert rates == {"low": 8000, "mono": RATE, "odd": 48000, "short": RATE, "long": RATE}
 
 
 def test_a_list_without_the_column_and_a_base_without_audio_half_are_refused(

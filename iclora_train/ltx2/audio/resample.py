@@ -21,19 +21,30 @@ def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
     """Waveforms (B,channels,S) at `rate` -> (B,channels,S new_rate / rate rounded up) at `new_rate`, fp32.
 
     ValueError for rates with so few common factors that each output sample would need a filter of its own."""
-    divisor = math.gcd(rate, new_rate)
-    step, phases = rate // divisor, new_rate // divisor  # `phases` output samples for every `step` input samples
+    step, phases, cutoff, reach = _sizes(rate, new_rate)
     if step == phases:
         return waveform.float()
-    cutoff = min(step, phases) * ROLLOFF
-    reach = math.ceil(CROSSINGS * step / cutoff)  # input samples before and after
-    if phases * (2 * reach + step) > LARGEST:
+    if not can_resample(rate, new_rate):
         raise ValueError(f"{rate} samples per second cannot be changed to {new_rate}: convert the sound to 48000")
     filters = _filters(step, phases, cutoff, reach).to(waveform.device)
     padded = functional.pad(waveform.float().flatten(0, 1)[:, None], (reach, reach + step))
     blocks = functional.conv1d(padded, filters[:, None], stride=step)  # (B channels,phases,blocks)
     result = blocks.transpose(1, 2).flatten(1).unflatten(0, waveform.shape[:2])
     return result[..., : -(-waveform.shape[2] * phases // step)]
+
+
+def can_resample(rate: int, new_rate: int) -> bool:
+    """Whether the filters of `resample` are few enough."""
+    step, phases, _, reach = _sizes(rate, new_rate)
+    return phases * (2 * reach + step) <= LARGEST
+
+
+def _sizes(rate: int, new_rate: int) -> tuple[int, int, float, int]:
+    """`phases` output samples for every `step` input samples; the cutoff; input samples before and after."""
+    divisor = math.gcd(rate, new_rate)
+    step, phases = rate // divisor, new_rate // divisor
+    cutoff = min(step, phases) * ROLLOFF
+    return step, phases, cutoff, math.ceil(CROSSINGS * step / cutoff)
 
 
 def _filters(step: int, phases: int, cutoff: float, reach: int) -> Tensor:
