@@ -224,7 +224,10 @@ def _sounds(
     """The sound of each window (`data.sound`), and that of its audio reference."""
     reference, none = config.task.reference_sound, [None] * len(windows)
     own = watch.each("decode", sounds_of(clip, windows)) if config.data.sound else none
-    return own, none if reference is None else watch.each("decode", sounds_of(clip, windows, reference.source))
+    if reference is None:
+        return own, none
+    assert reference.source is not None
+    return own, watch.each("decode", sounds_of(clip, windows, reference.source))
 
 
 def _record(

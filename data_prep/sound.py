@@ -73,6 +73,7 @@ def check_sound(clip: Clip, config: Config) -> None:
         raise ValueError("it has no sound, and data.sound=required; data.sound=silence uses it with silence")
     if reference is None:
         return
+    assert reference.source is not None
     path = reference_file(clip, reference.source)
     if path is None:
         named = "has no `reference_sound`" if reference.source == "column" else "names no reference"

@@ -29,6 +29,7 @@ from iclora_train.data.batch_sampler import plan_batches
 from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.data.mixture import describe, open_data
 from iclora_train.data.shards import ShardSet
+from iclora_train.ltx2.audio.codec import has_audio
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.build import base_dtype
 from iclora_train.ltx2.kernels.attention_backends import attention_note
@@ -276,8 +277,8 @@ def callbacks_of(config: Config, base: BaseModel, shards: ShardSet, folder: Path
         CheckpointSaver(folder / "checkpoints", settings.checkpoint_every, resume_settings(config, base), preemption),
     ]
     if batches is not None:
-        if config.model.audio == "on":
-            console.print("note: validation clips are sampled from the video stream alone; losses are of both streams")
+        if config.model.audio == "on" and not has_audio(base.checkpoint):
+            console.print("note: validation clips have no sound: the checkpoint has no vocoder (model.audio_vae)")
         callbacks.append(ValidationClips(config, base, batches, folder / "samples"))
     return callbacks
 

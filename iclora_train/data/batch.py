@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class Batch:
         """Apply `change` to the latents and the text features. fps stays on the host."""
         references = [change(reference) for reference in self.references]
         of_sound = {name: getattr(self, name) for name in ("audio", "audio_text", "audio_reference")}
-        changed = {name: change(tensor) for name, tensor in of_sound.items() if tensor is not None}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in of_sound.items() if tensor is not None}
         return replace(self, target=change(self.target), references=references, text=change(self.text), **changed)
 
     def to(self, device: torch.device) -> Batch:

@@ -171,9 +171,9 @@ def latents_of(
 def _with_sound(pair: LatentPair, latents: Mapping[str, Tensor], record: ClipRecord, dtype: torch.dtype) -> LatentPair:
     """The pair with the streams `audio` (C,l,m), `audio_text` (T,D') and `audio_reference` (C,l,m) that its record
     has."""
-    names = ("audio", "audio_text") if "sound" in record.record else ()
+    names: tuple[str, ...] = ("audio", "audio_text") if "sound" in record.record else ()
     names += ("audio_reference",) if "reference_sound" in record.record else ()
-    streams = {
+    streams: dict[str, Any] = {
         name: stream.to(dtype) for name, stream in zip(names, _streams(latents, *names, references=False), strict=True)
     }
     if any(stream.ndim != (2 if name == "audio_text" else 3) for name, stream in streams.items()):

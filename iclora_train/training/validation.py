@@ -21,7 +21,7 @@ from iclora_train.core.types import AudioGeometry, Geometry, LatentPair
 from iclora_train.data.batch import Batch, collate
 from iclora_train.data.batch_sampler import clips_per_batch
 from iclora_train.data.recordings import half_a_list_away, recording_of_clips
-from iclora_train.data.shards import ShardSet
+from iclora_train.data.shards import EMPTY_AUDIO_TEXT_FILE, ShardSet
 from iclora_train.diffusion.audio_inputs import require_audio_reference, require_sound
 from iclora_train.diffusion.loss import loss_at, losses_at
 from iclora_train.diffusion.sampler import draw_noises
@@ -51,6 +51,7 @@ class ValidationBatches:
     empty: Tensor  # (T,D), text features of the empty caption
     recordings: dict[str, str]
     no_swap: str | None = None
+    empty_audio: Tensor | None = None  # (T,D'), those of the audio stream, with model.audio=on
 
     def clips(self, count: int) -> list[Batch]:
         """The first `count` clips of the size of the first clip, as batches of one clip."""
@@ -93,7 +94,9 @@ class ValidationBatches:
             require_audio_reference(correct, config.task)
             batches.append((correct, None if no_swap else _swapped(partners, correct, config.task)))
         names = {shards.samples[i].key: recordings[i] for i in chosen}
-        return cls(tuple(batches), shards.empty_text(), names, no_swap)
+        both = config.model.audio == "on"
+        audio = shards.empty_text(EMPTY_AUDIO_TEXT_FILE) if both else None
+        return cls(tuple(batches), shards.empty_text(), names, no_swap, audio)
 
 
 def _slices(numbers: Sequence[int], shards: ShardSet, sizes: Mapping[str, int]) -> Iterator[list[int]]:
