@@ -7,9 +7,12 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
+from eval.clips.windows import HeldOut
 from iclora_train.config import ConfigError
+from iclora_train.data.clip_hashes import KnownClip, joined_by_content, write_hashes
 from iclora_train.data.heldout import EvaluationPlan, check_leakage, choose_size, select_windows
 from iclora_train.data.shard_index import ShardSample
 from tests.command import run
@@ -182,3 +185,44 @@ def test_training_refuses_an_evaluation_that_lacks_its_files_before_step_0(tmp_p
     (tmp_path / "shards/pairs").rename(tmp_path / "moved")
     result = run(tmp_path, "iclora_train", *arguments)
     assert (result.code, "shards/pairs holds no finished shard set" in result.err) == (2, True)
+
+
+def describe(world: World, **frames: int) -> None:
+    """Write clip_hashes.json: three frames per clip, equal for clips of the same number."""
+    hashes = {clip: np.random.default_rng(seed).integers(0, 2**63, (3, 4), np.uint64) for clip, seed in frames.items()}
+    write_hashes(world.root / "shards", {clip: f"file of {clip}" for clip in frames}, hashes)
+
+
+def test_a_video_under_two_names_is_one_recording(tmp_path: Path) -> None:
+    """Two copies would count as two independent recordings, and the swapped reference would be the own one."""
+    copies = world(tmp_path, "cat", "dog", "fox", "owl")
+    describe(copies, cat=1, dog=2, fox=1, owl=3)
+    joined = plan(copies, "eval.windows=8")
+    assert joined.recordings == ["cat"] * 4 + ["dog"] * 2 + ["owl"] * 2
+    assert "cat, fox show the same: they count as one recording" in joined.notes
+    windows = HeldOut(joined.pairs, joined.latents, joined.samples, joined.recordings).windows
+    assert all(windows[window.partner].source != window.source for window in windows)
+    assert len(set(plan(copies, "eval.windows=8", "checks.duplicate.most=null").recordings)) == 4
+    describe(copies, cat=1, dog=2, fox=4, owl=3)
+    assert len(set(plan(copies, "eval.windows=8").recordings)) == 4
+
+
+def test_joined_recordings_keep_their_names_for_leakage(tmp_path: Path) -> None:
+    """`fox` is called `cat` in the statistics; a train clip of the recording `fox` still leaks."""
+    sources = {"train": ["fox-1"], "heldout": ["cat", "fox-2"]}
+    leaking = build(tmp_path, sources, lambda clip: clip.split("-")[0])
+    describe(leaking, **{"cat": 1, "fox-2": 1})
+    with pytest.raises(ConfigError, match="leakage: fox-2"):
+        plan(leaking)
+
+
+def test_recordings_are_joined_through_others_and_by_equal_files() -> None:
+    def known(video: str, *frames: int) -> KnownClip:
+        return KnownClip("", video, [f"{frame:064x}" for frame in frames])
+
+    far = 2**64 - 1  # 64 bits from 0
+    clips = {"a": known("1", 0), "b": known("2", 0, far), "c": known("3", far), "d": known("1"), "e": known("")}
+    recording = {name: name for name in (*clips, "other")}
+    joined = joined_by_content(clips, recording, 0.25, 32)
+    assert joined == {"a": "a", "b": "a", "c": "a", "d": "a", "e": "e", "other": "other"}
+    assert joined_by_content(clips, recording, None, 32) == {**recording, "d": "a"}

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from iclora_train.core.atomic_files import sha256, write_json
+from iclora_train.core.groups import connected
 from iclora_train.core.records import Bits256, Sha256, Text, read_json
 from iclora_train.data.mixture import Mixture, video_digests
 from iclora_train.data.recordings import declared_recordings
@@ -22,6 +23,7 @@ from iclora_train.data.shards import ShardSet
 HASHES_FILE, SUFFIX = "clip_hashes.json", ".trained_on.json"
 WORDS = 4  # uint64 in a hash: 256 bits
 MISSING = "missing"  # digest of a file that could not be read
+UNKNOWN = ("", MISSING)  # digests that say nothing about a file
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class HashIndex:
     """
 
     def __init__(self, digests: Sequence[str], hashes: Sequence[np.ndarray], distance: int) -> None:
-        known = [(name, number) for number, name in enumerate(digests) if name not in ("", MISSING)]
+        self._digests = tuple(digests)
+        known = [(name, number) for number, name in enumerate(digests) if name not in UNKNOWN]
         self._by_digest = dict(reversed(known))  # of equal files the first
         self._hashes = np.concatenate([np.zeros((0, WORDS), np.uint64), *hashes])
         self._owner = np.repeat(np.arange(len(hashes)), [len(codes) for codes in hashes])
@@ -68,14 +71,42 @@ class HashIndex:
         """
         if digest in self._by_digest:
             return self._by_digest[digest], 1.0
+        shares = self._shares(hashes)
+        number = max(shares, key=lambda n: shares[n], default=None)
+        return number, 0.0 if number is None else shares[number]
+
+    def alike(self, digest: str, hashes: np.ndarray, most: float | None) -> list[int]:
+        """The numbers of all clips with the same file or, unless `most` is None, with a larger overlap than `most`."""
+        same_file = {number for number, name in enumerate(self._digests) if name == digest and name not in UNKNOWN}
+        overlapping = set() if most is None else {n for n, share in self._shares(hashes).items() if share > most}
+        return sorted(same_file | overlapping)
+
+    def _shares(self, hashes: np.ndarray) -> dict[int, float]:
+        """The overlap (see `nearest`) of every clip with at least one frame that matches."""
         bits = np.bitwise_count(hashes[:, None] ^ self._hashes).sum(axis=-1, dtype=np.uint16)  # (n,M)
         near = bits <= self._distance
-        best: tuple[int | None, float] = None, 0.0
-        for number in np.unique(self._owner[near.any(axis=0)]):
-            matches = near[:, self._owner == number]
-            share = float(max(matches.any(axis=1).mean(), matches.any(axis=0).mean()))
-            best = max(best, (int(number), share), key=lambda item: item[1])
-        return best
+        matches = {int(n): near[:, self._owner == n] for n in np.unique(self._owner[near.any(axis=0)])}
+        return {n: float(max(of.any(axis=1).mean(), of.any(axis=0).mean())) for n, of in matches.items()}
+
+
+def joined_by_content(
+    clips: Mapping[str, KnownClip], recording: Mapping[str, str], most: float | None, distance: int
+) -> dict[str, str]:
+    """`recording`, with one name for recordings of which some clips show the same: the first name of all.
+
+    clips: those that are compared. most, distance: `checks.duplicate.most` and `checks.distance`. A video that is there
+    under two names is one recording, and an interval that counts it twice is too narrow.
+    """
+    names, known = list(clips), list(clips.values())
+    index = HashIndex([clip.video for clip in known], [clip.hashes() for clip in known], distance)
+    links = [
+        (recording[name], recording[names[other]])
+        for name, clip in clips.items()
+        for other in index.alike(clip.video, clip.hashes(), most)
+    ]
+    groups = connected(sorted({recording[name] for name in names}), links)
+    joined = {name: group[0] for group in groups for name in group}
+    return {clip: joined.get(name, name) for clip, name in recording.items()}
 
 
 def write_hashes(root: Path, videos: Mapping[str, str], hashes: Mapping[str, np.ndarray]) -> None:

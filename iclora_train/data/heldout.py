@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iclora_train.config import Config, ConfigError, Task, require
+from iclora_train.data.clip_hashes import joined_by_content, known_clips
 from iclora_train.data.controls import controls_of
 from iclora_train.data.mixture import open_data
 from iclora_train.data.recordings import recording_of_clips
 from iclora_train.data.shard_index import ShardSample
 from iclora_train.data.shards import ShardSet
 
+MAX_NAMED = 3  # recordings that a note names
 Group = tuple[str, tuple[str, ...]]  # a recording, and the controls of some of its windows
 
 
@@ -55,13 +57,15 @@ class EvaluationPlan:
             latents.made_from.pairs == pairs.sha256,
             f"{latents.folder} was not made from {pairs.folder}: delete both and run data_prep again",
         )
-        recording = recording_of_clips(pairs)
         candidates = [latents.samples[i] for i in latents.indices(split)]
         if not candidates:
             raise TooFewWindowsError(
                 f"split {split} of {root} has no windows: prepare more clips, or list some with split {split}"
             )
+        declared = recording_of_clips(pairs)
+        recording, joined = join_copies(config, pairs, {sample.source for sample in candidates}, declared)
         same_size, notes = choose_size(candidates, recording)
+        notes += joined
         controls = Controls(config.task, pairs)
         samples = controls.select(same_size, recording, config.eval.windows)
         if len(samples) < config.eval.windows:
@@ -69,8 +73,29 @@ class EvaluationPlan:
             notes.append(f"{number}, but {root} holds {len(samples)} windows of split {split}: these are evaluated")
         names = [recording[sample.source] for sample in samples]
         donors = choose_donors(samples, latents, recording, notes, controls) if len(set(names)) == 1 else []
-        _check_plan_for_leaks(pairs, latents, samples, recording, notes)
+        _check_plan_for_leaks(pairs, latents, samples, declared, notes)
         return cls(pairs, latents, samples, names, donors, notes)
+
+
+def join_copies(
+    config: Config, pairs: ShardSet, clips: Set[str], recording: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """The recording of each clip, with one name for recordings of `clips` that show the same (`joined_by_content`).
+
+    The notes name the joined ones.
+    """
+    known = known_clips(Path(config.data.root), pairs, set(clips))
+    joined = joined_by_content(known, recording, config.checks.duplicate.most, config.checks.distance)
+    names: dict[str, set[str]] = defaultdict(set)
+    for clip in clips:
+        names[joined[clip]].add(recording[clip])
+    notes = [
+        f"{', '.join(sorted(of)[:MAX_NAMED])}{', ...' * (len(of) > MAX_NAMED)} show the same: they count as one "
+        "recording"
+        for _, of in sorted(names.items())
+        if len(of) > 1
+    ]
+    return joined, notes
 
 
 def choose_donors(
