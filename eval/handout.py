@@ -63,8 +63,9 @@ def write_handout(config: Config) -> Path:
 
 
 def _places(task: Task) -> dict[str, Any]:
-    """The entry `references`: name, factors and frame of each of several references; none for a single one."""
-    if not task.more_references:
+    """The entry `references`: name, factors and frame of each of several references, and its strengths where they are
+    not 1; none for a single reference of strength 1."""
+    if all(use.usual == (1, 1) for use in task.reference_uses) and not task.more_references:
         return {}
     parts = zip(task.reference_names, task.for_references(), strict=True)
     layouts = {
@@ -73,6 +74,11 @@ def _places(task: Task) -> dict[str, Any]:
             "downscale": part.reference_downscale,
             "temporal_scale": part.reference_temporal_scale,
             "frame": part.reference_frame,
+            **{
+                key: value
+                for key, value in zip(("strength", "attention_strength"), part.reference_use.usual, strict=True)
+                if value != 1
+            },
         }
         for number, (name, part) in enumerate(parts)
     }

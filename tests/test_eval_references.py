@@ -33,7 +33,7 @@ from eval.run import evaluate, open_source
 from eval.scores import judged
 from eval.scoring.measuring_time import MeasuringTime
 from eval.suites import metric_of_each_reference
-from iclora_train.config import Task, Thresholds
+from iclora_train.config import ConfigError, Task, Thresholds
 from iclora_train.config.evaluation import Eval
 from iclora_train.config.references import MoreReference
 from iclora_train.core.types import Pair
@@ -130,6 +130,27 @@ def test_references_have_their_own_place_and_their_own_grid(source: SampledClips
     assert still.attention_mask is not None
     assert edges.attention_mask[0].flatten().tolist() == [0, 1]
     assert still.attention_mask[0].flatten().tolist() == [1]  # at the last frame of the target, where the fade ends
+
+
+def test_references_are_sampled_with_the_strengths_of_their_training(source: SampledClips) -> None:
+    batch = [Item(window, 0) for window in source.held_out.windows]
+    plain = source.specification(at_strength(1), batch)
+    more = [replace(STILL, strength=[0.2, 0.6], attention_strength=0.8)]
+    task = replace(source.config.task, reference_noise=0.3, more_references=more)
+    source.config = replace(source.config, task=task)
+    edges, still = source._references(at_strength(0.5), batch, source.held_out)
+    assert (edges.strength, edges.attention_strength) == (1, 0.5)
+    assert (still.strength, still.attention_strength) == (0.6, 0.4)
+    assert source.specification(at_strength(1), batch) == {**plain, "strengths": [(1, 1), (0.6, 0.8)]}
+
+
+def test_another_strength_than_that_of_training_is_refused(world: World, tmp_path: Path) -> None:
+    weak = json.dumps([{**STILL.layout(), "strength": 0.5}])
+    path = tmp_path / "weak.safetensors"
+    write_adapter(path, BaseModel.open(str(world.root / "base")), more_references=weak)
+    with pytest.raises(ConfigError, match=r"strength 0.5 and attention strength 1 of reference still, and task\.more"):
+        open_source(world.config(f"adapter={path}"))
+    assert open_source(world.config(f"adapter={path}", OVERRIDE.replace("frame: -1}]", "frame: -1, strength: 0.5}]")))
 
 
 def test_a_condition_changes_only_its_own_reference(source: SampledClips) -> None:

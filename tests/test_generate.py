@@ -331,7 +331,7 @@ def test_an_error_of_the_command_is_one_line(arguments: tuple[str, ...], message
 def test_help_lists_the_settings(tmp_path: Path) -> None:
     result = run(tmp_path, "iclora_train.generate", "--help")
     assert (result.code, result.err) == (0, "")
-    assert "attention_strength: 1.0" in result.out
+    assert "attention_strength: null" in result.out
     assert "out='dog-${seed}.mp4' -m" in result.out
 
 

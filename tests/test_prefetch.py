@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from iclora_train.core.device import to_device
 from iclora_train.data.batch import Batch
 from iclora_train.data.prefetch import Prefetch
-from iclora_train.diffusion.training_inputs import to_device
 
 
 def batches(count: int, size: int = 1, pinned: bool = False) -> Iterator[Batch]:

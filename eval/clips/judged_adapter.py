@@ -16,6 +16,7 @@ from iclora_train.adapters.official import completed, official_facts, recognise,
 from iclora_train.adapters.references import ReferenceLayout
 from iclora_train.config import Config, ConfigError, Task, require
 from iclora_train.config.official import Match
+from iclora_train.config.references import strength_keys
 from iclora_train.core.atomic_files import sha256
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.weights.safetensors_header import read_header
@@ -152,6 +153,14 @@ def _require_references(path: Path, adapter: lora.Adapter, task: Task) -> None:
         raise ConfigError(
             f"{path} has after its first reference {of_file or 'no other one'}; task {task.name} has "
             f"{of_task or 'no other one'} (task.more_references): evaluate it with the task that it was trained for"
+        )
+    for number, (layout, use) in enumerate(zip(adapter.references, task.reference_uses, strict=False)):
+        (strength, attention), keys = layout.use.usual, " and ".join(strength_keys(number))
+        require(
+            layout.use.usual == use.usual,
+            f"{path} was trained with strength {strength:g} and attention strength {attention:g} of reference "
+            f"{layout.name}, and {keys} give {use.usual_strength:g} and {use.usual_attention:g}: evaluate it with the "
+            "settings of its training",
         )
 
 

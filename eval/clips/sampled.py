@@ -82,6 +82,7 @@ class SampledClips(ClipSource):
             "factors": [self.config.task.reference_downscale, self.config.task.reference_temporal_scale],
             **({"frame": frame} if (frame := self.config.task.reference_frame) is not None else {}),
             **({"more_references": places} if (places := self._places()) else {}),
+            **({"strengths": usual} if set(usual := self._usual()) - {(1.0, 1.0)} else {}),
             "sigmas": self.sigmas,
             **self._sampler_spec(),
             **({"conditions": conditions} if (conditions := self.clean_cells.usual_settings()) else {}),
@@ -94,6 +95,10 @@ class SampledClips(ClipSource):
         """Factors and frame of each reference after the first."""
         more = self.config.task.more_references
         return [[reference.downscale, reference.temporal_scale, reference.frame] for reference in more]
+
+    def _usual(self) -> list[tuple[float, float]]:
+        """The strength and the attention strength with which each reference is sampled at condition strength 1."""
+        return [use.usual for use in self.config.task.reference_uses]
 
     def _sampler_spec(self) -> dict[str, Any]:
         settings = self.config.sample

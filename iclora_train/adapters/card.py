@@ -35,6 +35,7 @@ from iclora_train.adapters.metadata import (
 )
 from iclora_train.adapters.slots import LIMIT
 from iclora_train.adapters.sound_context import sound_loading, sound_rows
+from iclora_train.adapters.strength_limits import varied_limits
 from iclora_train.config import ConfigError
 from iclora_train.config.places import frame_in_words
 from iclora_train.core.atomic_files import write_atomic
@@ -68,7 +69,7 @@ def write_card(path: Path, scores: Path | None = None) -> list[Path]:
     workflow: WorkflowSettings | None = None
     no_workflow = None
     try:
-        workflow = WorkflowSettings.from_metadata(path, adapter.metadata)
+        workflow = WorkflowSettings.from_metadata(path, adapter.metadata, slots=adapter.slots is not None)
     except ConfigError as error:
         no_workflow = str(error).removeprefix(f"{path}: ")
     workflow_files = [] if workflow is None else write_workflow(path, workflow)
@@ -195,6 +196,8 @@ def _references(adapter: Adapter) -> list[tuple[str, str]]:
             size = f"{factor} times smaller than the output clip in width and height (factor {factor})"
         share = "" if layout.p == 1 else f"; in {layout.p:.0%} of the training clips"
         rows.append((name, size + share))
+        if words := layout.use.in_words:
+            rows.append((f"{name} in training", words))
         if layout.frame is not None:
             count = "one, at" if layout.frame else "one or several, from"
             rows.append((f"frames of the {name}", f"{count} {frame_in_words(layout.frame)} of the output clip"))
@@ -258,6 +261,7 @@ def _loading(name: str, adapter: Adapter, no_workflow: str | None) -> list[str]:
         )
     return [
         *([order] if len(names) > 1 else []),
+        *(f"{line}." for line in varied_limits(adapter.references)),
         comfyui,
         *ltx_pipelines(name, prompt, adapter),
         *reference_size(adapter),

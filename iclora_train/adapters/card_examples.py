@@ -73,13 +73,18 @@ def ltx_pipelines(name: str, prompt: str, adapter: Adapter) -> list[str]:
     width, height, frames = clip_size(adapter.metadata) or EXAMPLE_SIZE
     size = f"--width {2 * width} --height {2 * height} --num-frames {frames}"
     along, pictures = split(adapter.references)
-    references = [f"--video-conditioning {_file(layout, 'mp4')} 1.0" for layout in along]
-    references += [f"--image {_file(layout, 'png')} {frame_number(adapter, layout)} 1.0 0" for layout in pictures]
+    references = [f"--video-conditioning {_file(layout, 'mp4')} {layout.use.usual_strength}" for layout in along]
+    references += [
+        f"--image {_file(layout, 'png')} {frame_number(adapter, layout)} {layout.use.usual_strength} 0"
+        for layout in pictures
+    ]
+    attention = along[0].use.usual_attention
+    references += [] if attention == 1 else [f"--conditioning-attention-mask white.mp4 {attention}"]
     command = f"python -m ltx_pipelines.ic_lora --lora {shlex.quote(name)} 1.0 {' '.join(references)}"
     return [
         "**ltx-pipelines** (add the path options of your base model, see its README). Its second stage does not use "
         "the adapter. `--skip-stage-2` omits that stage; the clip then has half the requested size, so request twice "
-        "the size:",
+        f"the size{'' if attention == 1 else '. `white.mp4` is a white video, the mask of the attention strength'}:",
         f"""```bash
 {command} \\
     {size} --skip-stage-2 --prompt {shlex.quote(prompt)} --output-path out.mp4

@@ -2,7 +2,7 @@
 
 They are part of ComfyUI: nodes.py and comfy_extras (nodes_lt, nodes_lt_audio, nodes_custom_sampler, nodes_video,
 nodes_images, nodes_latent, nodes_mask). The oldest version that has them all is OLDEST_COMFYUI. Only OWN_FACTOR_GUIDE
-is a custom node. Inputs that a newer version adds are not listed: they keep their default.
+and OWN_ATTENTION_GUIDE are custom nodes. Inputs that a newer version adds are not listed: they keep their default.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 Value = str | int | float | bool
 COMFYUI = "comfy-core"  # name of ComfyUI's own nodes among the packages of nodes
 OWN_FACTOR_GUIDE = "LTXAddVideoICLoRAGuide"  # of ComfyUI-LTXVideo: a guide whose factor is an input
+OWN_ATTENTION_GUIDE = "LTXAddVideoICLoRAGuideAdvanced"  # likewise, and an attention strength beside the strength
 OLDEST_COMFYUI = "0.29"  # LTXVEmptyLatentAudio takes a FLOAT frame rate; LTXVAddGuide reads the factor since 0.22
 # Types of inputs with a widget; all other inputs are links. "FLOAT,INT" accepts links of both types.
 WIDGETS = ("INT", "FLOAT", "FLOAT,INT", "STRING", "BOOLEAN", "COMBO")
@@ -56,6 +57,17 @@ def _sockets(*pairs: str) -> tuple[NodeInput, ...]:
 
 _CONDITIONED = (("positive", "CONDITIONING"), ("negative", "CONDITIONING"))
 _PAIR = _sockets("positive:CONDITIONING", "negative:CONDITIONING")
+_OWN_GUIDE = (
+    *_PAIR,
+    *_sockets("vae:VAE", "latent:LATENT", "image:IMAGE"),
+    NodeInput("frame_idx", "INT", 0, -9999, 9999),
+    NodeInput("strength", "FLOAT", 1.0, 0, 1),
+    NodeInput("latent_downscale_factor", "FLOAT", 1.0, 1, 10),
+    NodeInput("crop", "COMBO", "disabled", choices=("disabled", "center")),
+    NodeInput("use_tiled_encode", "BOOLEAN", False),
+    NodeInput("tile_size", "INT", 256, 64, 512),
+    NodeInput("tile_overlap", "INT", 64, 16, 256),
+)
 _SIZE = 16384  # nodes.MAX_RESOLUTION
 _WEIGHT_DTYPES = ("default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
 
@@ -175,17 +187,12 @@ NODE_CLASSES: dict[str, NodeClass] = {
         ),
         (*_CONDITIONED, ("latent", "LATENT")),
     ),
-    OWN_FACTOR_GUIDE: NodeClass(
+    OWN_FACTOR_GUIDE: NodeClass(_OWN_GUIDE, (*_CONDITIONED, ("latent", "LATENT")), "ComfyUI-LTXVideo"),
+    OWN_ATTENTION_GUIDE: NodeClass(
         (
-            *_PAIR,
-            *_sockets("vae:VAE", "latent:LATENT", "image:IMAGE"),
-            NodeInput("frame_idx", "INT", 0, -9999, 9999),
-            NodeInput("strength", "FLOAT", 1.0, 0, 1),
-            NodeInput("latent_downscale_factor", "FLOAT", 1.0, 1, 10),
-            NodeInput("crop", "COMBO", "disabled", choices=("disabled", "center")),
-            NodeInput("use_tiled_encode", "BOOLEAN", False),
-            NodeInput("tile_size", "INT", 256, 64, 512),
-            NodeInput("tile_overlap", "INT", 64, 16, 256),
+            *_OWN_GUIDE,
+            NodeInput("attention_strength", "FLOAT", 1.0, 0, 1),
+            NodeInput("attention_mask", "MASK", required=False),
         ),
         (*_CONDITIONED, ("latent", "LATENT")),
         "ComfyUI-LTXVideo",

@@ -2,7 +2,8 @@
 
 `LTXVAddGuide` takes the factor of its reference from the parameters that are connected to it: those of the adapter
 file, which has one factor, or none, which is factor 1. A reference with a third factor needs the guide node of
-ComfyUI-LTXVideo, whose factor is a number of its own.
+ComfyUI-LTXVideo, whose factor is a number of its own. Its `strength` sets the noise level and the attention of a
+reference together; a reference with two strengths that differ needs a guide node of ComfyUI-LTXVideo too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 from iclora_train.adapters.comfyui_base import BaseNodes, Link, WorkflowNode
 from iclora_train.adapters.comfyui_given import Nodes, Size, latent_frames, scaled
-from iclora_train.adapters.comfyui_nodes import OWN_FACTOR_GUIDE, Value
+from iclora_train.adapters.comfyui_nodes import OWN_ATTENTION_GUIDE, OWN_FACTOR_GUIDE, Value
 from iclora_train.adapters.references import ReferenceLayout
 from iclora_train.config import frame_from_start
 from iclora_train.config.places import frame_in_words
@@ -39,8 +40,8 @@ def clip_title(layouts: Layouts) -> str | None:
 
 def guide_frames(layouts: Layouts, frames: int) -> int | None:
     """Latent frames of all guides; None where they or their noise mask are not known, so that no other mask can be set:
-    a smaller reference, and one of any number of frames."""
-    if any(layout.downscale > 1 or layout.frame == 0 for layout in layouts):
+    a smaller reference, one of any number of frames, and one that is not clean."""
+    if any(layout.downscale > 1 or layout.frame == 0 or layout.use.usual_strength < 1 for layout in layouts):
         return None
     return sum(latent_frames(frames) if layout.frame is None else 1 for layout in layouts)
 
@@ -48,6 +49,17 @@ def guide_frames(layouts: Layouts, frames: int) -> int | None:
 def with_own_factor(layouts: Layouts) -> list[ReferenceLayout]:
     """The references whose factor is neither 1 nor that of the adapter file, which is the first reference's."""
     return [layout for layout in layouts if layout.downscale not in (1, layouts[0].downscale)]
+
+
+def with_two_strengths(layouts: Layouts) -> list[ReferenceLayout]:
+    """The references whose usual strength and attention strength differ."""
+    return [layout for layout in layouts if len(set(layout.use.usual)) > 1]
+
+
+def with_own_guide(layouts: Layouts) -> list[ReferenceLayout]:
+    """The references that only the guide nodes of ComfyUI-LTXVideo can give."""
+    custom = [*with_own_factor(layouts), *with_two_strengths(layouts)]
+    return [layout for layout in layouts if layout in custom]
 
 
 def reference_nodes(layouts: Layouts, size: Size) -> Nodes:
@@ -101,16 +113,26 @@ def guide_nodes(layouts: Layouts, frames: int, base: BaseNodes, latent: Link) ->
             frame = layout.example_frame(frames)
             assert frame is not None
             inputs["frame_idx"] = frame_from_start("frame", frame, frames) if number else frame
-        kind = "LTXVAddGuide"
-        if layout in with_own_factor(layouts):
-            kind = OWN_FACTOR_GUIDE
-            inputs["latent_downscale_factor"] = float(layout.downscale)
-        elif layout.downscale == layouts[0].downscale:
-            inputs["iclora_parameters"] = Link("reference factor", "iclora_parameters")
+        kind, own_inputs = _guide_kind(layout, layouts)
+        inputs |= own_inputs
         before = title("guide", layout)
         nodes[before] = WorkflowNode(kind, inputs)
         latent = Link(before, "latent")
     return nodes
+
+
+def _guide_kind(layout: ReferenceLayout, layouts: Layouts) -> tuple[str, dict[str, Value | Link]]:
+    """The node that gives a reference, and its inputs for the factor and the usual strengths."""
+    strength, attention = layout.use.usual
+    inputs: dict[str, Value | Link] = {} if strength == 1 else {"strength": strength}
+    if layout in with_own_guide(layouts):
+        inputs["latent_downscale_factor"] = float(layout.downscale)
+        if attention == 1:
+            return OWN_FACTOR_GUIDE, inputs
+        return OWN_ATTENTION_GUIDE, inputs | {"attention_strength": attention}
+    if layout.downscale == layouts[0].downscale:
+        inputs["iclora_parameters"] = Link("reference factor", "iclora_parameters")
+    return "LTXVAddGuide", inputs
 
 
 def what_to_select(layouts: Layouts) -> list[str]:
@@ -124,11 +146,18 @@ def what_to_select(layouts: Layouts) -> list[str]:
             kind = f"a picture, at {frame_in_words(layout.frame)}: set `frame_idx` of the node {title('guide', layout)}"
         if layout.is_drawn or len(layouts) > 1:
             lines.append(f"{title('reference', layout)}: {kind}.")
-    custom = with_own_factor(layouts)
-    if custom:
+        if words := layout.use.in_words:
+            lines.append(f"{title('guide', layout)}: in training {words}.")
+    if custom := with_own_factor(layouts):
         names = ", ".join(layout.name for layout in custom)
         lines.append(
             f"This workflow needs the custom nodes of ComfyUI-LTXVideo for {names}: ComfyUI's own guide node takes the "
             f"factor 1 or that of the adapter file, {layouts[0].downscale}."
+        )
+    if custom := with_two_strengths(layouts):
+        names = ", ".join(layout.name for layout in custom)
+        lines.append(
+            f"This workflow needs the custom nodes of ComfyUI-LTXVideo for {names}: ComfyUI's own guide node has one "
+            "strength, which sets noise level and attention together."
         )
     return lines

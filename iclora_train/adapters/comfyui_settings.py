@@ -14,7 +14,7 @@ from iclora_train.adapters.comfyui_references import (
     clip_title,
     guide_frames,
     what_to_select,
-    with_own_factor,
+    with_own_guide,
 )
 from iclora_train.adapters.conditions import conditions_of
 from iclora_train.adapters.metadata import (
@@ -35,6 +35,10 @@ from iclora_train.config.references import FIRST
 from iclora_train.data.prompts import example_prompt
 from iclora_train.ltx2.weights.versions import VERSIONS
 
+WITHOUT_SLOTS = (
+    "The adapter has learned slots, which mark its references as the first, the second and so on. No node of ComfyUI "
+    "reads them: here, references of equal layout are told apart by their content only."
+)
 _PLAIN_FPS = 24.0  # of a clip without a reference whose adapter does not name the rate of its clips
 _MAX_SIDE, _MAX_FRAMES = 16384, 1000  # of ComfyUI's nodes: MAX_RESOLUTION, empty audio
 
@@ -44,7 +48,8 @@ class WorkflowSettings:
     """The settings of a workflow. file: name of the adapter file. fps: None for the reference clip's frame rate.
 
     prompt: an example. references: the layout of each reference, in order. One that begins after frame 0 has one frame,
-    as in training. given: the parts of the video that the adapter was trained with.
+    as in training. given: the parts of the video that the adapter was trained with. slots: the adapter has learned
+    slots of its references.
     """
 
     file: str
@@ -56,10 +61,16 @@ class WorkflowSettings:
     references: tuple[ReferenceLayout, ...] = ()
     fps: float | None = None
     given: GivenParts = NOTHING
+    slots: bool = False
 
     @classmethod
     def from_metadata(
-        cls, path: Path, metadata: Mapping[str, str], size: str | None = None, fps: float | None = None
+        cls,
+        path: Path,
+        metadata: Mapping[str, str],
+        size: str | None = None,
+        fps: float | None = None,
+        slots: bool = False,
     ) -> WorkflowSettings:
         """The settings from an adapter's metadata; size (`width x height x frames`) overrides it.
 
@@ -91,7 +102,7 @@ class WorkflowSettings:
                 f"{path}: the beginning and the end that the adapter is given fill {known} latent frames, and the clip "
                 f"has {all_frames}: give --size with {FRAMES * known + 1} frames or more"
             )
-        new = cls(path.name, metadata[VERSION], prompt, width, height, frames, references, fps, given)
+        new = cls(path.name, metadata[VERSION], prompt, width, height, frames, references, fps, given, slots)
         return new if new.clip or fps is not None else replace(new, fps=trained_fps(metadata) or _PLAIN_FPS)
 
     @property
@@ -116,7 +127,7 @@ class WorkflowSettings:
 
     def notes(self) -> list[str]:
         """What the page says beside the nodes: what to select, and what no node of ComfyUI can give."""
-        return what_to_select(self.references) + self.given_notes()
+        return [*what_to_select(self.references), *([WITHOUT_SLOTS] if self.slots else []), *self.given_notes()]
 
     def given_notes(self) -> list[str]:
         """The part of `notes` on the given parts of the video."""
@@ -144,11 +155,13 @@ def _require_possible(path: Path, references: Sequence[ReferenceLayout], frames:
             frame_range(f"{path}: {key}", layout.frame, frames)
         elif isinstance(layout.frame, int):
             frame_from_start(f"{path}: {key}", layout.frame, frames)
-    for layout in with_own_factor(references):
+    for layout in with_own_guide(references):
         if layout.downscale > LARGEST_OWN_FACTOR:
+            other = layout.downscale != references[0].downscale
+            beside = f"beside the factor {references[0].downscale} of the file" if other else "with two strengths"
             raise ConfigError(
-                f"{path}: no guide node of ComfyUI takes the factor {layout.downscale} of {layout.name} beside the "
-                f"factor {references[0].downscale} of the file: the largest is {LARGEST_OWN_FACTOR}"
+                f"{path}: no guide node of ComfyUI takes the factor {layout.downscale} of {layout.name} {beside}: the "
+                f"largest is {LARGEST_OWN_FACTOR}"
             )
 
 

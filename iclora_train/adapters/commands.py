@@ -70,6 +70,8 @@ def describe(path: Path, adapter: Adapter) -> str:
     if len(layouts) > 1:
         kind = f"{len(layouts)} references: " + "; ".join(f"{layout.name}, {layout.in_words}" for layout in layouts)
         kind += "" if adapter.slots is None else "; with learned slots, which other programs ignore"
+    uses = [(layout.name, words) for layout in layouts if (words := layout.use.in_words)]
+    kind += "".join(f"; {name} in training: {words}" for name, words in uses)
     outside = "audio modules and cross-attention to audio"
     audio = f", {len(adapter.audio)} of them {outside}" if adapter.audio else ""
     return f"{path}: {len(adapter.weights)} linears{audio}; {rank}; {kind}"
@@ -164,7 +166,9 @@ def card(args: argparse.Namespace) -> int:
 def workflow(args: argparse.Namespace) -> int:
     """Write the ComfyUI workflow of an adapter, optionally for another size."""
     adapter = read(args.file)
-    settings = WorkflowSettings.from_metadata(args.file, adapter.metadata, args.size, args.fps)
+    settings = WorkflowSettings.from_metadata(
+        args.file, adapter.metadata, args.size, args.fps, adapter.slots is not None
+    )
     for path in cards.write_workflow(args.file, settings):
         print(path)
     return 0

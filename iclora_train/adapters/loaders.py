@@ -16,13 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from iclora_train.adapters.comfyui_references import LARGEST_OWN_FACTOR, with_own_factor
+from iclora_train.adapters.comfyui_references import LARGEST_OWN_FACTOR, with_own_factor, with_own_guide
 from iclora_train.adapters.conditions import conditions_of
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.metadata import TEMPORAL, clip_size
 from iclora_train.adapters.references import LATENT_FRAME, ReferenceLayout
 from iclora_train.adapters.slots import LIMIT
 from iclora_train.adapters.sound_context import sound_limits
+from iclora_train.adapters.strength_limits import (
+    comfyui_strengths,
+    diffusers_strengths,
+    ltx_pipelines_strengths,
+    varied_limits,
+)
 from iclora_train.config.conditions import data_mask
 from iclora_train.config.places import frame_in_words
 
@@ -70,7 +76,7 @@ def ltx_pipelines_limit(adapter: Adapter) -> str | None:
             f"{_with_frames(pictures)}. From Python, `ICLoraPipeline` takes such a picture among its `images`, with "
             "`video_conditioning=[]`"
         )
-    return None
+    return ltx_pipelines_strengths(along, pictures)
 
 
 def diffusers_limit(adapter: Adapter) -> str | None:
@@ -86,7 +92,7 @@ def diffusers_limit(adapter: Adapter) -> str | None:
     between = [layout for layout in pictures if frame_number(adapter, layout) % LATENT_FRAME != 1]
     if between:
         return f"it places pictures at the frames 1, 9, 17, ... only, and {_with_frames(between)}"
-    return None
+    return diffusers_strengths(adapter.references)
 
 
 def comfyui_limit(adapter: Adapter) -> str | None:
@@ -95,7 +101,7 @@ def comfyui_limit(adapter: Adapter) -> str | None:
     if slow:
         return f"its nodes do not support references with fewer frames per second ({slow[0].name})"
     own = with_own_factor(adapter.references)
-    too_large = [layout for layout in own if layout.downscale > LARGEST_OWN_FACTOR]
+    too_large = [layout for layout in with_own_guide(adapter.references) if layout.downscale > LARGEST_OWN_FACTOR]
     if too_large:
         return f"no guide node takes the factor of {_with_factors(too_large)}"
     if own:
@@ -103,12 +109,13 @@ def comfyui_limit(adapter: Adapter) -> str | None:
             f"its own guide node takes the factor 1 or that of the file, {adapter.downscale}, unlike "
             f"{_with_factors(own)}; there the workflow has the guide node of ComfyUI-LTXVideo, whose factor is an input"
         )
-    return None
+    return comfyui_strengths(adapter.references)
 
 
 def loader_limits(adapter: Adapter) -> Iterator[str]:
-    """A line for each published program that cannot use the references, the given parts that come from the data, or the
-    audio reference, as they were trained with its own means, and one if none of them reads the learned slots."""
+    """A line for each published program that cannot use the references, their strengths, the given parts that come from
+    the data, or the audio reference, as they were trained with its own means, and one if none of them reads the learned
+    slots."""
     if adapter.slots is not None:
         yield LIMIT
     limits = (("ltx-pipelines", ltx_pipelines_limit), ("ComfyUI", comfyui_limit), ("diffusers", diffusers_limit))
@@ -116,6 +123,7 @@ def loader_limits(adapter: Adapter) -> Iterator[str]:
         reason = limit(adapter)
         if reason is not None:
             yield f"{program} cannot use this adapter as it is: {reason}"
+    yield from varied_limits(adapter.references)
     mask = data_mask(conditions_of(adapter.metadata))
     if mask is not None and mask.usual:
         for program, reason in mask_limits(str(mask.mode)):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from iclora_train.adapters.references import ReferenceLayout, more_findings, more_layouts
+from iclora_train.adapters.references import ReferenceLayout, first_use, more_findings, more_layouts, use_findings
 from iclora_train.adapters.sound_context import sound_findings
 from iclora_train.config.places import frame_bounds, is_drawn
 from iclora_train.config.references import FIRST
@@ -73,8 +73,8 @@ def reference_layouts(metadata: Mapping[str, str]) -> list[ReferenceLayout]:
     """
     if metadata.get(KIND) == PLAIN:
         return []
-    first = ReferenceLayout(FIRST, factor(metadata, DOWNSCALE), factor(metadata, TEMPORAL), reference_frame(metadata))
-    return [first, *more_layouts(metadata)]
+    placement = factor(metadata, DOWNSCALE), factor(metadata, TEMPORAL), reference_frame(metadata)
+    return [ReferenceLayout(FIRST, *placement, use=first_use(metadata)), *more_layouts(metadata)]
 
 
 def clip_size(metadata: Mapping[str, str]) -> tuple[int, int, int] | None:
@@ -124,7 +124,7 @@ def metadata_findings(metadata: Mapping[str, str]) -> list[str]:
         findings.append(
             f"metadata {FRAME}={shortened(metadata[FRAME], 40)} must be the number of a frame, e.g. -1 or 8 to -9"
         )
-    findings += [*more_findings(metadata), *sound_findings(metadata)]
+    findings += [*use_findings(metadata), *more_findings(metadata), *sound_findings(metadata)]
     for key in _ARCHITECTURES:
         value = metadata.get(key, "")
         if value and _LTX2.search(value) is None:

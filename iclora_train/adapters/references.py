@@ -1,8 +1,9 @@
 """The references of an adapter, in order: how much smaller and slower each is than the video, and where it begins.
 
 The first reference has keys of its own in the metadata (`metadata.reference_layouts`), which every program reads. The
-further ones (`task.more_references`) are a JSON list under MORE, which only this project reads. Another program may
-have written any text there, so every entry is checked before it is used.
+further ones (`task.more_references`) are a JSON list under MORE, which only this project reads, like the JSON object
+under USE, which says how strongly and how cleanly training gave the first one. Another program may have written any
+text there, so every entry is checked before it is used.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from iclora_train.config.places import frame_bounds, frame_in_words, frame_range, is_drawn
+from iclora_train.config.reference_use import KEYS as USE_KEYS
+from iclora_train.config.reference_use import ReferenceUse
 from iclora_train.config.references import NAME, MoreReference
 from iclora_train.core.safetensors_header import shortened
 
 MORE = "more_references"  # key of the metadata
+USE = "reference_use"  # key of the metadata: the settings `ReferenceUse` of the first reference; absent if none is set
 _MOST, _LAST_FRAME = 999, 9999  # largest factor, largest number of a frame, as in `metadata`
 LATENT_FRAME = 8  # frames per latent frame of every published LTX-2 VAE
 _MOST_REFERENCES = 99  # after the first
@@ -29,7 +33,8 @@ class ReferenceLayout:
     downscale: it is this many times smaller than the video in width and height. temporal_scale: it has this many times
     fewer frames per second. frame: of the video, at which it begins, negative from the end; None: it runs along the
     whole video; (first, last): a picture, in training at any frame between these, in use where the user says. p: share
-    of the training clips that had it; two layouts that differ in it alone are equal.
+    of the training clips that had it. use: its strengths, mask and noise in training. Two layouts that differ in p or
+    use alone are equal.
     """
 
     name: str
@@ -37,6 +42,7 @@ class ReferenceLayout:
     temporal_scale: int = 1
     frame: int | tuple[int, int] | None = None
     p: float = field(default=1.0, compare=False)
+    use: ReferenceUse = field(default=ReferenceUse(), compare=False)
 
     @property
     def placement(self) -> tuple[int, int, int | tuple[int, int] | None]:
@@ -72,8 +78,33 @@ class ReferenceLayout:
 
 def references_metadata(references: Sequence[MoreReference]) -> dict[str, str]:
     """The entry of the metadata; none for an adapter with one reference. p is left out where it is 1."""
-    entries = [{**reference.layout(), **({} if reference.p == 1 else {"p": reference.p})} for reference in references]
+    entries = [
+        {**reference.layout(), **({} if reference.p == 1 else {"p": reference.p}), **reference.use.as_dict()}
+        for reference in references
+    ]
     return {MORE: json.dumps(entries)} if entries else {}
+
+
+def use_metadata(use: ReferenceUse) -> dict[str, str]:
+    """The entry of the metadata on the use of the first reference; none if no key is set."""
+    return {USE: json.dumps(settings)} if (settings := use.as_dict()) else {}
+
+
+def first_use(metadata: Mapping[str, str]) -> ReferenceUse:
+    """How training used the first reference; without settings where the metadata has none, or malformed ones."""
+    entry = read_json(metadata.get(USE, "{}"))
+    if not isinstance(entry, dict) or entry.keys() - set(USE_KEYS) or any(True for _ in _use(entry).problems()):
+        return ReferenceUse()
+    return _use(entry)
+
+
+def use_findings(metadata: Mapping[str, str]) -> Iterator[str]:
+    """A problem of the entry on the use of the first reference."""
+    if USE in metadata and not first_use(metadata).as_dict():
+        yield (
+            f"metadata {USE}={shortened(metadata[USE], 40)} does not hold the settings of a reference in training: "
+            "export the adapter again, or remove this key"
+        )
 
 
 def more_layouts(metadata: Mapping[str, str]) -> list[ReferenceLayout]:
@@ -82,11 +113,17 @@ def more_layouts(metadata: Mapping[str, str]) -> list[ReferenceLayout]:
     if entries is None or any(True for entry in entries for _ in _problems(entry)):
         return []
     keys = ("name", "downscale", "temporal_scale", "frame", "p")
-    layouts = [ReferenceLayout(**{key: entry[key] for key in keys if key in entry}) for entry in entries]
+    layouts = [
+        ReferenceLayout(**{key: entry[key] for key in keys if key in entry}, use=_use(entry)) for entry in entries
+    ]
     return [
         replace(layout, frame=frame_bounds(layout.frame)) if isinstance(layout.frame, list) else layout
         for layout in layouts
     ]
+
+
+def _use(entry: Mapping[str, Any]) -> ReferenceUse:
+    return ReferenceUse(**{key: entry[key] for key in USE_KEYS if key in entry})
 
 
 def more_findings(metadata: Mapping[str, str]) -> Iterator[str]:
@@ -144,6 +181,8 @@ def _problems(entry: Any) -> Iterator[str]:
         yield f"begins at frame {frame} and has another frame rate than the video, which no reference has"
     if type(p) not in (int, float) or not 0 < p <= 1:
         yield f"has p={_shown(p)}, not a share above 0 and up to 1"
+    for key, _ in _use(entry).problems():
+        yield f"has {key}={_shown(entry[key])}, which training cannot set"
 
 
 def _shown(value: Any) -> str:

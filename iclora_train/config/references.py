@@ -17,6 +17,7 @@ from omegaconf import MISSING
 from iclora_train.config.errors import require
 from iclora_train.config.no_reference import NO_REFERENCE
 from iclora_train.config.places import check_frame, frame_in_file, is_drawn
+from iclora_train.config.reference_use import OF_TASK, ReferenceUse
 
 FIRST = "first"  # the name of the reference that the keys of `task` describe
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
@@ -34,6 +35,8 @@ class MoreReference:
     frame           target frame at which it begins, as task.reference_frame; null: it has all frames; [first, last] or
                     any: a picture at a frame that is drawn for each clip
     p               probability that a training clip has it; validation and eval always do
+
+    The last keys say how strongly and how cleanly training gives it (`ReferenceUse`); null: as `flow` says.
     """
 
     name: str = MISSING
@@ -43,6 +46,17 @@ class MoreReference:
     temporal_scale: int = 1
     frame: Any = None
     p: float = 1.0
+    strength: Any = None
+    attention_strength: Any = None
+    attention_strength_p: float | None = None
+    region_mask_p: float | None = None
+    noise: Any = None
+    noise_p: float | None = None
+
+    @property
+    def use(self) -> ReferenceUse:
+        """How training uses it."""
+        return ReferenceUse.of(self)
 
     def content(self) -> dict[str, Any]:
         """The keys that the pixels depend on: `frame` only where it is drawn."""
@@ -69,6 +83,12 @@ def reference_keys(number: int) -> tuple[str, str, str]:
         return "task.reference_downscale", "task.reference_temporal_scale", "task.reference_frame"
     entry = f"task.more_references[{number - 1}]"
     return f"{entry}.downscale", f"{entry}.temporal_scale", f"{entry}.frame"
+
+
+def strength_keys(number: int) -> tuple[str, str]:
+    """The settings of the strength and the attention strength of reference `number` (0: the first)."""
+    prefix = f"task.{OF_TASK}" if number == 0 else f"task.more_references[{number - 1}]."
+    return f"{prefix}strength", f"{prefix}attention_strength"
 
 
 def check_references(references: Sequence[MoreReference], maker: str) -> None:
@@ -108,6 +128,7 @@ def _check_numbers(reference: MoreReference, where: str) -> None:
         require(value >= 1, f"{where}.{key}={value} must be a whole number of at least 1")
     require(0 < reference.p <= 1, f"{where}.p={reference.p} must lie in (0, 1]; leave the entry out for 0")
     check_frame(f"{where}.frame", reference.frame, "temporal_scale", reference.temporal_scale)
+    reference.use.check(f"{where}.")
 
 
 def comparable_references(references: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from iclora_train.config.conditions import Condition, check_conditions
 from iclora_train.config.errors import one_of, require
 from iclora_train.config.no_reference import NO_REFERENCE, check_task
 from iclora_train.config.places import check_frame
+from iclora_train.config.reference_use import KEYS, OF_TASK, TASK_KEYS, ReferenceUse
 from iclora_train.config.references import FIRST, MoreReference, check_references, check_slots, family_of
 
 
@@ -27,6 +28,13 @@ class Task:
     # target frame at which a shorter reference begins; null: it has all frames; [first, last] or any: a picture at a
     # frame that is drawn for each clip
     reference_frame: Any = None
+    # how strongly and how cleanly training gives the first reference (`ReferenceUse`); null: as `flow` says
+    reference_strength: Any = None
+    reference_attention_strength: Any = None
+    reference_attention_strength_p: float | None = None
+    reference_region_mask_p: float | None = None
+    reference_noise: Any = None
+    reference_noise_p: float | None = None
     maker: str = MISSING  # a pair maker of data_prep, e.g. degrade.defocus
     maker_args: dict[str, Any] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)  # parts of the target that are clean
@@ -44,6 +52,7 @@ class Task:
         check_frame(
             "task.reference_frame", self.reference_frame, "task.reference_temporal_scale", self.reference_temporal_scale
         )
+        self.reference_use.check(f"task.{OF_TASK}")
         check_conditions(self.conditions, self.maker, self.maker_args)
         check_references(self.more_references, self.maker)
         check_slots(self.reference_slots, self.more_references)
@@ -54,7 +63,7 @@ class Task:
             "target or column",
         )
         self._check_given()
-        keys = ("reference_downscale", "reference_temporal_scale", "reference_frame", "maker_args")
+        keys = ("reference_downscale", "reference_temporal_scale", "reference_frame", "maker_args", *TASK_KEYS)
         check_task(self.maker, self.family, {key: getattr(self, key) for key in keys})
 
     def _check_given(self) -> None:
@@ -95,6 +104,16 @@ class Task:
         """The name of each reference, in order."""
         return [FIRST, *(reference.name for reference in self.more_references)] if self.has_reference else []
 
+    @property
+    def reference_use(self) -> ReferenceUse:
+        """How training uses the first reference."""
+        return ReferenceUse.of(self, OF_TASK)
+
+    @property
+    def reference_uses(self) -> list[ReferenceUse]:
+        """How training uses each reference, in order."""
+        return [self.reference_use, *(more.use for more in self.more_references)] if self.has_reference else []
+
     def of_reference(self, number: int) -> Task:
         """The task as if reference `number` (0: the first) were its only one.
 
@@ -113,6 +132,7 @@ class Task:
             reference_downscale=more.downscale,
             reference_temporal_scale=more.temporal_scale,
             reference_frame=more.frame,
+            **{OF_TASK + key: getattr(more, key) for key in KEYS},
             more_references=[],
             reference_slots=False,
         )

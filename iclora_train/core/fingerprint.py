@@ -12,6 +12,8 @@ from iclora_train.config import Config
 from iclora_train.config.audio_reference import AudioReference
 from iclora_train.config.conditions import NEW_KEYS, data_mask
 from iclora_train.config.places import is_drawn
+from iclora_train.config.reference_use import KEYS as USE_KEYS
+from iclora_train.config.reference_use import TASK_KEYS as TASK_USE_KEYS
 from iclora_train.config.references import comparable_references
 
 RUNTIME_KEYS = (
@@ -29,7 +31,7 @@ RUNTIME_KEYS = (
 )  # keys of `model` that do not affect the adapter: paths of files, memory and speed
 # keys that do not affect the content of shards
 NOT_CONTENT = {
-    "task": ("name", "family", "conditions", "reference_frame", "reference_slots", "video_given"),
+    "task": ("name", "family", "conditions", "reference_frame", "reference_slots", "video_given", *TASK_USE_KEYS),
     "data": ("clips", "references", "root", "sources", "batch_size", "tokens_per_batch", "workers", "keep"),
 }
 
@@ -45,6 +47,7 @@ NEW_TASK_KEYS: dict[str, object] = {
     "reference_slots": False,
     "audio_reference": asdict(AudioReference()),
     "video_given": False,
+    **dict.fromkeys(TASK_USE_KEYS),
 }
 # keys of `flow` newer than version 0.1, and the values with which they change nothing: left out while they have them
 NEW_FLOW_KEYS = {"caption_dropout_p": 0.0, "preserve_base": False, "reference_noise": 0.0, "audio_weight": 1.0}
@@ -107,9 +110,10 @@ def comparable_data(config: Config, section: dict[str, Any]) -> dict[str, Any]:
 
 def comparable_task(section: dict[str, Any]) -> dict[str, Any]:
     """The section `task` without unset NEW_TASK_KEYS, so that adapters keep the hash of version 0.1, and its
-    conditions without unset NEW_KEYS."""
+    conditions and further references without their unset newer keys."""
     conditions = [without_unset(entry, NEW_KEYS) for entry in section["conditions"]]
-    section = {**section, "conditions": conditions}
+    more = [without_unset(entry, USE_KEYS) for entry in section.get("more_references", [])]
+    section = {**section, "conditions": conditions, "more_references": more}
     return {key: value for key, value in section.items() if key not in NEW_TASK_KEYS or value != NEW_TASK_KEYS[key]}
 
 

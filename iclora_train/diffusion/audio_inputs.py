@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from iclora_train.config import Task, require
+from iclora_train.core.device import to_device
 from iclora_train.core.types import AudioGeometry, AudioTokens, StreamTokens, Tokens
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.audio_reference import append_audio_reference, sound_times
 from iclora_train.diffusion.flow_matching import add_noise, target_velocity
 from iclora_train.diffusion.random_draws import RandomDraws
-from iclora_train.diffusion.training_inputs import to_device
 from iclora_train.ltx2.audio.tokens import to_tokens
 from iclora_train.ltx2.model.transformer import AudioInput, Transformer
 

@@ -15,19 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from iclora_train.config import Flow, Task
+from iclora_train.core.device import to_device
 from iclora_train.core.types import AudioGeometry, Geometry
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.audio_inputs import build_sound, velocities
 from iclora_train.diffusion.clean_cells import CleanCells
 from iclora_train.diffusion.flow_matching import masked_loss
-from iclora_train.diffusion.random_draws import WHOLE_FRAME, RandomDraws
-from iclora_train.diffusion.training_inputs import build_tokens, region_to_tokens, to_device
+from iclora_train.diffusion.random_draws import WHOLE_FRAME, RandomDraws, usual_uses
+from iclora_train.diffusion.training_inputs import build_tokens, region_to_tokens
 from iclora_train.ltx2.model.transformer import Transformer
 
 
@@ -64,17 +65,20 @@ class ClipLosses:
 
 
 def loss_at(
-    transformer: Transformer, batch: Batch, noise: Tensor, sigma: float, task: Task, geometry: Geometry
+    transformer: Transformer,
+    batch: Batch,
+    noise: Tensor,
+    sigma: float,
+    task: Task,
+    geometry: Geometry,
+    seed: int = 0,
 ) -> Tensor:
-    """Loss of each clip (B,) at one noise level, with full references and the usual conditions (`CleanCells.usual`).
+    """Loss of each clip (B,) at one noise level, with the usual references (`ReferenceUse.usual`) and the usual
+    conditions (`CleanCells.usual`).
 
-    noise: (B,C,f,h,w).
+    noise: (B,C,f,h,w). seed: of the noise of references whose usual strength is below 1.
     """
-    no_clip = torch.zeros(len(noise), dtype=torch.bool)  # draws lie on the host, where reading them does not wait
-    sigmas = torch.full((len(noise),), sigma)
-    f, h, w = batch.target.shape[2:]
-    clean = CleanCells(task.conditions, geometry.temporal).usual(len(noise), (f, h, w), batch.mask)
-    draws = RandomDraws(sigmas, noise, clean_first_frame=no_clip, use_references=~no_clip, clean=clean)
+    draws = _usual_draws(batch, noise, sigma, task, geometry, seed)
     return training_losses(transformer, batch, draws, task, geometry).flow
 
 
@@ -86,19 +90,32 @@ def losses_at(
     task: Task,
     geometry: Geometry,
     audio: AudioGeometry,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """As `loss_at`, of both streams together: (B,) each, of the video (NaN where the task gives it) and of the sound
     (NaN where none is heard).
 
     noises: of the video and of the sound (B,C,l,m)."""
-    no_clip = torch.zeros(len(noises[0]), dtype=torch.bool)
-    f, h, w = batch.target.shape[2:]
-    clean = CleanCells(task.conditions, geometry.temporal).usual(len(no_clip), (f, h, w), batch.mask)
-    sigmas = torch.full((len(no_clip),), sigma)
-    draws = RandomDraws(sigmas, noises[0], no_clip, ~no_clip, clean=clean, audio_noise=noises[1])
+    draws = replace(_usual_draws(batch, noises[0], sigma, task, geometry, seed), audio_noise=noises[1])
     losses = joint_losses(transformer, batch, draws, task, geometry, audio)
     video = torch.full_like(losses.flow, torch.nan) if task.video_given else losses.flow
     return video, losses.audio_of_heard()
+
+
+def _usual_draws(batch: Batch, noise: Tensor, sigma: float, task: Task, geometry: Geometry, seed: int) -> RandomDraws:
+    """The values with which losses are compared, in place of random ones."""
+    count = len(noise)
+    no_clip = torch.zeros(count, dtype=torch.bool)  # draws lie on the host, where reading them does not wait
+    f, h, w = batch.target.shape[2:]
+    return RandomDraws(
+        torch.full((count,), sigma),
+        noise,
+        clean_first_frame=no_clip,
+        use_references=~no_clip,
+        clean=CleanCells(task.conditions, geometry.temporal).usual(count, (f, h, w), batch.mask),
+        noise_seed=seed,
+        of_references=usual_uses(count, task.reference_uses),
+    )
 
 
 def joint_losses(

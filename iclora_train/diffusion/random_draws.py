@@ -15,12 +15,30 @@ from torch import Generator, Tensor
 
 from iclora_train.config import Flow
 from iclora_train.config.audio_reference import AudioReference
+from iclora_train.config.reference_use import Drawn, ReferenceUse
 from iclora_train.config.references import MoreReference
+from iclora_train.core.device import to_device
 from iclora_train.diffusion.clean_cells import CleanCells
 from iclora_train.diffusion.flow_matching import sample_sigma
 
 WHOLE_FRAME = (0.0, 1.0, 0.0, 1.0)  # the region that is the whole frame
 SEEDS = 1 << 62
+
+
+@dataclass(frozen=True)
+class ReferenceDraws:
+    """How each clip uses one reference, on the host.
+
+    attention_strength (B,)   None when all are 1
+    region             (B,4)  the reference is masked outside this region; None when every region is whole
+    noise              (B,)   share of noise in its latents; None when all are 0
+    strength           (B,)   its tokens have (1 - strength) of the noise level; None when training gives 1 to all clips
+    """
+
+    attention_strength: Tensor | None = None
+    region: Tensor | None = None
+    noise: Tensor | None = None
+    strength: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,7 @@ class RandomDraws:
     use_more           (B,n) bool     the clip sees each of the n task.more_references; None when every clip sees all
     reference_noise    (B,)           share of noise in the references' latents; None without flow.reference_noise
     noise_seed         int            seed of the references' noise
+    of_references                     the draws of each reference, in order; empty while all share the values above
     audio_noise        (B,C,l,m)      of the sound; None where the video stream is trained alone
     use_audio          (B,) bool      the clip has its audio reference; None when every clip has it
 
@@ -59,6 +78,7 @@ class RandomDraws:
     noise_seed: int = 0
     audio_noise: Tensor | None = None
     use_audio: Tensor | None = None
+    of_references: tuple[ReferenceDraws, ...] = ()
 
     def sees(self, number: int) -> Tensor:
         """(B,) bool: the clip sees reference `number` (0: the first)."""
@@ -66,13 +86,31 @@ class RandomDraws:
             return self.use_references
         return self.use_references & self.use_more[:, number - 1]
 
+    def of_reference(self, number: int) -> ReferenceDraws:
+        """How each clip uses reference `number`. In a task that lists one reference it holds for all of a clip."""
+        if not self.of_references:
+            return ReferenceDraws(self.attention_strength, self.region, self.reference_noise)
+        return self.of_references[min(number, len(self.of_references) - 1)]
+
     def noisy_reference(self, latent: Tensor, number: int) -> Tensor:
-        """Reference `number`, x (B,C,f,h,w), with its noise: (1 - share) x + share noise, equal in every call."""
-        if self.reference_noise is None:
-            return latent
-        noise = torch.randn(latent.shape, generator=Generator().manual_seed((self.noise_seed + number) % SEEDS))
-        share = self.reference_noise[:, None, None, None, None].to(latent)
-        return latent + share * (noise.to(latent) - latent)
+        """Reference `number`, x (B,C,f,h,w), as the model gets it, equal in every call.
+
+        Noise that the model is not told of comes first: (1 - share) x + share noise. Then, for strengths below 1, the
+        reference is noised to the level of its tokens, (1 - strength) sigma, with other noise.
+        """
+        draws = self.of_reference(number)
+        latent = _add_noise(latent, draws.noise, self.noise_seed + number)
+        level = None if draws.strength is None else (1 - draws.strength) * self.sigma
+        return _add_noise(latent, level, self.noise_seed + SEEDS // 2 + number)
+
+
+def _add_noise(latent: Tensor, share: Tensor | None, seed: int) -> Tensor:
+    """(1 - share) x + share noise for latents x (B,C,f,h,w) and shares (B,) on the host; x itself for None."""
+    if share is None:
+        return latent
+    noise = torch.randn(latent.shape, generator=Generator().manual_seed(seed % SEEDS))
+    share, noise = (to_device(value, latent.device).to(latent) for value in (share, noise))
+    return latent + share[:, None, None, None, None] * (noise - latent)
 
 
 def step_generator(seed: int, step: int, slot: int) -> Generator:
@@ -88,10 +126,11 @@ def draw_random(
     clean_cells: CleanCells | None = None,
     more_references: Sequence[MoreReference] = (),
     masks: Tensor | None = None,
+    uses: Sequence[ReferenceUse] = (),
 ) -> RandomDraws:
     """Draw the random values for a target (B,C,f,h,w) on the CPU, so that they are the same on every device.
 
-    masks: levels (B,f,h,w) of the clips' own masks, for `clean_cells`.
+    masks: levels (B,f,h,w) of the clips' own masks, for `clean_cells`. uses: of each reference (`Task.reference_uses`).
     """
     batch, _, f, h, w = target.shape
     sigma = sample_sigma(batch, f * h * w, flow, generator)
@@ -108,10 +147,52 @@ def draw_random(
     of_references = (use_references, strength, region, locality_region)
     use_more = draw_more(batch, [reference.p for reference in more_references], generator)
     draws = RandomDraws(sigma, noise, clean_first_frame, *of_references, drop_caption, clean, use_more)
-    if not flow.reference_noise:
-        return draws
-    shares = flow.reference_noise * torch.rand(batch, generator=generator)
-    return replace(draws, reference_noise=shares, noise_seed=int(torch.randint(SEEDS, (), generator=generator)))
+    if flow.reference_noise:
+        shares = flow.reference_noise * torch.rand(batch, generator=generator)
+        draws = replace(draws, reference_noise=shares, noise_seed=_draw_seed(generator))
+    return draws if not any(use.as_dict() for use in uses) else draw_uses(draws, uses, generator)
+
+
+def _draw_seed(generator: Generator) -> int:
+    return int(torch.randint(SEEDS, (), generator=generator))
+
+
+def draw_uses(draws: RandomDraws, uses: Sequence[ReferenceUse], generator: Generator) -> RandomDraws:
+    """The draws with those of each reference (`uses`). What its settings leave open is the value of all references."""
+    seed, batch, shared = _draw_seed(generator), len(draws.sigma), draws.of_reference(0)
+    own = []
+    for use in uses:
+        attention, noise, strength = use.drawn_attention, use.drawn_noise, use.drawn_strength
+        own.append(
+            ReferenceDraws(
+                draw_values(batch, attention, 1.0, generator) if attention else shared.attention_strength,
+                draw_region(batch, p, generator) if (p := use.region_mask_p) is not None else shared.region,
+                draw_values(batch, noise, 0.0, generator) if noise else shared.noise,
+                None if strength is None else _uniform(batch, strength, generator),
+            )
+        )
+    return replace(draws, of_references=tuple(own), noise_seed=draws.noise_seed or seed)
+
+
+def usual_uses(batch: int, uses: Sequence[ReferenceUse]) -> tuple[ReferenceDraws, ...]:
+    """The usual strengths of each reference (`ReferenceUse.usual`), for `RandomDraws.of_references`."""
+    of_references = []
+    for use in uses:
+        of_all = [None if value == 1 else torch.full((batch,), value) for value in use.usual]
+        of_references.append(ReferenceDraws(strength=of_all[0], attention_strength=of_all[1]))
+    return tuple(of_references)
+
+
+def draw_values(batch: int, values: Drawn, neutral: float, generator: Generator) -> Tensor | None:
+    """Values (B,), uniform in their bounds with their probability, else `neutral`. None when all are neutral."""
+    selected = torch.rand(batch, generator=generator) < values.p
+    result = torch.where(selected, _uniform(batch, values, generator), neutral)
+    return None if (result == neutral).all() else result
+
+
+def _uniform(batch: int, values: Drawn, generator: Generator) -> Tensor:
+    """(B,), within the bounds."""
+    return values.low + (values.high - values.low) * torch.rand(batch, generator=generator)
 
 
 def draw_more(batch: int, shares: Sequence[float], generator: Generator) -> Tensor | None:

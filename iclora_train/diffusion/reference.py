@@ -81,7 +81,7 @@ def append_reference(
     latent: Tensor,
     downscale: int = 1,
     temporal_scale: int = 1,
-    strength: float = 1.0,
+    strength: float | Tensor = 1.0,
     attention_strength: float | Tensor = 1.0,
     attention_mask: Tensor | None = None,
     frame: int | Tensor = 0,
@@ -90,7 +90,8 @@ def append_reference(
 ) -> Tokens:
     """Append the tokens of a reference (B,C,f,h,w).
 
-    latent: clean, or for strength < 1 already noised by the caller to level (1 - strength) sigma.
+    latent: clean, or for strength < 1 already noised by the caller to level (1 - strength) sigma. strength: of all
+    clips, or (B,).
     downscale: the reference has this factor fewer pixels per side than the target. Its spatial positions are multiplied
     by it.
     temporal_scale: the reference has this factor S fewer frames per second. Its times follow its own fps, shifted back
@@ -157,9 +158,14 @@ def snap_frame(
     return start
 
 
-def _append_level(sigma: Tensor, strength: float) -> tuple[Tensor, int]:
-    """The noise levels (B,K) with one more row if the reference is not fully clean, and the index of its row."""
-    if strength == 1:
+def _append_level(sigma: Tensor, strength: float | Tensor) -> tuple[Tensor, int]:
+    """The noise levels (B,K) with one more row if the reference is not fully clean, and the index of its row.
+
+    strength (B,) always gets a row, so that the shapes of a step do not depend on values that are drawn.
+    """
+    if isinstance(strength, Tensor):
+        strength = strength.to(sigma)[:, None]
+    elif strength == 1:
         return sigma, CLEAN_ROW
     return torch.cat([sigma, (1 - strength) * sigma[:, :1]], dim=1), sigma.shape[1]
 

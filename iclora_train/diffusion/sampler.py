@@ -122,10 +122,15 @@ class Reference:
         places: Tensor | None = None,
         number: int | None = None,
     ) -> Reference:
-        """A reference with the factors and at the frame of a task; places (B,): where that is drawn for each clip."""
+        """A reference with the factors, at the frame and with the usual strengths of a task (`ReferenceUse.usual`).
+
+        attention_strength: relative to the usual one. places (B,): its frames, where they are drawn for each clip.
+        """
         factors = (task.reference_downscale, task.reference_temporal_scale)
         frame = (task.reference_frame or 0) if places is None else places
-        return cls(latent, *factors, attention_strength, attention_mask, frame=frame, number=number)
+        strength, attention = task.reference_use.usual
+        weights = (attention_strength * attention, attention_mask)
+        return cls(latent, *factors, *weights, strength=strength, frame=frame, number=number)
 
 
 def draw_noises(seeds: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from iclora_train.config import ConfigError, Task, require
 from iclora_train.config.places import is_drawn
 from iclora_train.config.references import reference_keys
+from iclora_train.core.device import to_device
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.flow_matching import add_noise, target_velocity
@@ -24,13 +25,6 @@ from iclora_train.diffusion.reference import append_reference, snap_frame, targe
 
 POSITION_CACHE_SIZE = 4  # batch shapes
 _position_cache: dict[Hashable, Tensor] = {}
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a host tensor to a device. On CUDA the copy starts from pinned memory, so that the host does not wait."""
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    return tensor.contiguous().pin_memory().to(device, non_blocking=True)  # expanded tensors cannot be pinned
 
 
 def region_mask(region: Tensor, height: int, width: int) -> Tensor:
@@ -73,8 +67,9 @@ def build_tokens(
 ) -> tuple[Tokens, Tensor]:
     """Tokens of a batch (noisy target, clean references), and the velocity (B,n,C) of its n target tokens.
 
-    The references of a clip have attention weight 0 where `draws.use_references` is False. Otherwise their weight is
-    `draws.attention_strength` inside `draws.region` and inside `mask_region`, one more region (B,4), and 0 outside.
+    A reference has attention weight 0 in the clips that do not see it (`draws.sees`). Otherwise its weight is its
+    attention strength inside its region (`draws.of_reference`) and inside `mask_region`, one more region (B,4), and 0
+    outside.
     With `task.video_given` the target is clean, at noise level 0 and without a loss.
     ConfigError when the references' size does not fit the task's factors.
     """
@@ -89,16 +84,18 @@ def build_tokens(
         sigma, kept = torch.zeros_like(sigma), torch.ones_like(kept)
     noisy = torch.where(kept[:, None], clean, add_noise(clean, noise, sigma))
     tokens = target_tokens(noisy, sigma, geometry, to_device(batch.fps.float(), device), kept)
-    regions = [to_device(region, device) for region in (draws.region, mask_region) if region is not None]
     factors = []
     for number, (reference, part) in enumerate(zip(batch.references, tasks_of(task, batch), strict=True)):
         require_factors(clean, reference, part, batch.keys[0], number)
         frame = reference_start(part, batch, number, geometry.temporal)
+        use = draws.of_reference(number)
+        regions = [to_device(region, device) for region in (use.region, mask_region) if region is not None]
         tokens = append_reference(
             tokens,
             draws.noisy_reference(reference, number),
             part.reference_downscale,
             part.reference_temporal_scale,
+            1.0 if use.strength is None else to_device(use.strength, device),
             attention_strength=_attention_strength(draws, number, bool(regions), device),
             attention_mask=_regions_mask(regions, *reference.shape[3:]),
             frame=to_device(frame, device) if isinstance(frame, Tensor) else frame,
@@ -127,10 +124,10 @@ def tasks_of(task: Task, batch: Batch) -> list[Task]:
 
 def _attention_strength(draws: RandomDraws, number: int, masked: bool, device: torch.device) -> float | Tensor:
     """The attention strength of reference `number`: of all clips, or (B,). masked: it also has a mask."""
-    sees = draws.sees(number)
-    if draws.attention_strength is None and not masked and sees.all():
+    sees, drawn = draws.sees(number), draws.of_reference(number).attention_strength
+    if drawn is None and not masked and sees.all():
         return 1.0
-    strengths = 1.0 if draws.attention_strength is None else draws.attention_strength
+    strengths = 1.0 if drawn is None else drawn
     return to_device(strengths * sees, device)
 
 

@@ -61,6 +61,18 @@ def reference_layouts(settings: GenerateSettings, adapter: Adapter) -> list[Refe
     return chosen
 
 
+def with_trained_strengths(settings: GenerateSettings, adapter: Adapter) -> GenerateSettings:
+    """The settings with a strength and an attention strength for each reference: where they are null, the usual ones of
+    its training (`ReferenceUse.usual`)."""
+    trained = [layout.use.usual for layout in adapter.references] or [(1.0, 1.0)]
+    usual = [trained[number if len(trained) > 1 else 0] for number in range(len(settings.reference))]
+    strengths, attentions = (
+        [of_all[which] if value is None else value for value, of_all in zip(values, usual, strict=True)]
+        for which, values in enumerate((settings.reference_strength, settings.attention_strength))
+    )
+    return replace(settings, reference_strength=strengths, attention_strength=attentions)
+
+
 def unusual_places(settings: GenerateSettings, adapter: Adapter, frames: int) -> list[str]:
     """A line for each picture at another frame than training drew, in a video of `frames` frames."""
     trained, lines = adapter.references, []

@@ -20,6 +20,7 @@ from iclora_train.generate.guides import (
     reference_layouts,
     start_of,
     with_name,
+    with_trained_strengths,
 )
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.kept import KeptInputs, encode_frames, read_mask
@@ -141,6 +142,7 @@ def encode_references(
 ) -> list[Reference]:
     """Encode the part of the references that belongs to a window of a video of `shape`, each with its own factors."""
     layouts = reference_layouts(settings, adapter)
+    settings = with_trained_strengths(settings, adapter)
     references = []
     numbers = settings.reference_numbers
     for i, media, mask, layout in zip(numbers, inputs.references, inputs.masks, layouts, strict=True):

@@ -26,7 +26,13 @@ from iclora_train.core.types import VideoShape
 from iclora_train.data.prompts import TEMPLATE_KEY, extra_fields
 from iclora_train.generate.adapters import adapted_transformer, open_adapter, published_use
 from iclora_train.generate.audio import AudioPlan, plan_audio
-from iclora_train.generate.guides import common_factor, missing_references, reference_layouts, unusual_places
+from iclora_train.generate.guides import (
+    common_factor,
+    missing_references,
+    reference_layouts,
+    unusual_places,
+    with_trained_strengths,
+)
 from iclora_train.generate.inputs import Inputs, check_references, require_references
 from iclora_train.generate.output import finished_windows, generation_record, refuse_existing, write_outputs
 from iclora_train.generate.prompts import PromptFeatures, describe_prompts, read_text_features, window_prompts
@@ -61,6 +67,7 @@ def generate(settings: GenerateSettings) -> list[Path]:
     adapter = open_adapter(settings, base, echo)
     require_references(settings, adapter)
     layouts = reference_layouts(settings, adapter)
+    settings = with_trained_strengths(settings, adapter)
     inputs = Inputs.open(settings)
     factors = common_factor(layouts), lcm(*(layout.temporal_scale for layout in layouts))
     rules = SizeRules.of(base.geometry, *factors, stages=2 if path else 1)

@@ -14,10 +14,18 @@ from iclora_train.config.command_line import PROMPT_OR_LIST, TEXT_OR_LIST
 from iclora_train.config.diffusion import CELL_MODES
 from iclora_train.config.paths import expand_home
 from iclora_train.config.settings import RENAMED_KEYS
+from iclora_train.generate.item_lists import (
+    LARGEST,
+    frame_list,
+    mask_list,
+    number_list,
+    path_list,
+    reference_list,
+    strength_list,
+)
 
 # Sections that only training reads; conf= and model= may set them too.
 TRAINING_SECTIONS = ("data", "optim", "trainer", "validation", "eval", "logger")
-_LARGEST = 1000  # strength; excludes infinity and NaN
 AUDIO_MODES = ("generate", "copy", "reference", "none")
 EXAMPLES = {"adapter": "adapter.safetensors", "out": "out.mp4"}
 
@@ -31,10 +39,10 @@ class GenerateSettings:
     # videos, folders of frames, or images; null: none, for adapters that take no reference. In a list of several
     # references, null leaves out one after the first
     reference: Any = field(default=None, metadata=TEXT_OR_LIST)
-    attention_strength: Any = 1.0  # of each reference, in [0, 1]
+    attention_strength: Any = None  # of each reference, in [0, 1]; null: as the adapter was trained, usually 1
     # of each reference: an image, a video or a folder of frames; white is 1
     attention_mask: Any = field(default=None, metadata=TEXT_OR_LIST)
-    reference_strength: Any = 1.0  # of each reference, in [0, 1]; 1: clean
+    reference_strength: Any = None  # of each reference, in [0, 1]; 1: clean; null: as the adapter was trained
     reference_frame: Any = None  # of each reference, the frame at which it begins; null: the adapter's
     between: str = "comfyui"  # whether references attend to one another (docs/generate.md)
     blend: str = "comfyui"  # meaning of 0 < reference_strength < 1 (docs/generate.md)
@@ -98,16 +106,14 @@ class GenerateSettings:
         self.out = expand_home(self.out)
         self.frames_out = None if self.frames_out is None else expand_home(self.frames_out)
         require(Path(self.out).suffix == ".mp4", f"out={self.out} must end in .mp4")
-        self.adapter = _paths("adapter", self.adapter)
-        self.reference = [] if self.reference in (None, []) else _references(self.reference)
-        self.adapter_strength = _numbers("adapter_strength", self.adapter_strength, "adapter", len(self.adapter))
+        self.adapter = path_list("adapter", self.adapter)
+        self.reference = [] if self.reference in (None, []) else reference_list(self.reference)
+        self.adapter_strength = number_list("adapter_strength", self.adapter_strength, "adapter", len(self.adapter))
         for key in ("attention_strength", "reference_strength"):
-            values = _numbers(key, getattr(self, key), "reference", len(self.reference))
-            require(all(0 <= value <= 1 for value in values), f"{key}={getattr(self, key)} must lie in [0, 1]")
-            setattr(self, key, values)
+            setattr(self, key, strength_list(key, getattr(self, key), len(self.reference)))
         self._check_refine()
-        self.attention_mask = _masks(self.attention_mask, len(self.reference))
-        self.reference_frame = _frames(self.reference_frame, len(self.reference))
+        self.attention_mask = mask_list(self.attention_mask, len(self.reference))
+        self.reference_frame = frame_list(self.reference_frame, len(self.reference))
         self._check_kept()
 
     @property
@@ -176,9 +182,7 @@ class GenerateSettings:
 
     def _check_refine(self) -> None:
         """ConfigError for settings of the second stage without one."""
-        require(
-            abs(self.refine_strength) < _LARGEST, f"refine_strength={self.refine_strength} must be below {_LARGEST}"
-        )
+        require(abs(self.refine_strength) < LARGEST, f"refine_strength={self.refine_strength} must be below {LARGEST}")
         changed = [
             key for key, value in (("refine_reference", False), ("refine_strength", 1.0)) if getattr(self, key) != value
         ]
@@ -205,66 +209,6 @@ class GenerateSettings:
         numbers = span is None or (isinstance(span, list) and [type(n) for n in span] == [int, int])
         message = f"regenerate_frames={span} must be two frame numbers [from,to] with 0 <= from < to"
         require(numbers and (span is None or 0 <= span[0] < span[1]), message)
-
-
-def _paths(key: str, value: Any) -> list[str]:
-    """One or several paths, as a list."""
-    paths = value if isinstance(value, list) else [value]
-    require(
-        len(paths) > 0 and all(isinstance(path, str) and path for path in paths),
-        f"{key}={value} must be a path or a list of paths",
-    )
-    return paths
-
-
-def _references(value: Any) -> list[str | None]:
-    """The path of each reference, null for one that is left out."""
-    paths = value if isinstance(value, list) else [value]
-    _paths("reference", [path for number, path in enumerate(paths) if path is not None or number == 0])
-    require(paths[-1] is not None, f"reference={value} ends with null: leave it out")
-    return paths
-
-
-def _numbers(key: str, value: Any, subject: str, count: int) -> list[float]:
-    """One number for each of `count` subjects. subject: the setting `adapter` or `reference`."""
-    values = value if isinstance(value, list) else [value] * count
-    require(
-        all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < _LARGEST for n in values),
-        f"{key}={value} must be a number below {_LARGEST} or a list of such numbers",
-    )
-    message = f"{key}={value} has {len(values)} numbers, and {subject} has {count}: give one for each"
-    require(len(values) == count, message)
-    return [float(number) for number in values]
-
-
-def _frames(value: Any, count: int) -> list[int | None] | None:
-    """One number of a frame or null for each of `count` references; None if nothing is set."""
-    if value is None:
-        return None
-    frames = value if isinstance(value, list) else [value] * count
-    require(
-        all(frame is None or type(frame) is int for frame in frames),
-        f"reference_frame={value} must be the number of a frame, e.g. -1 for the last, or a list of numbers and nulls",
-    )
-    require(
-        len(frames) == count,
-        f"reference_frame={value} has {len(frames)} frames, and reference has {count}: give one for each (null: none)",
-    )
-    return frames
-
-
-def _masks(value: Any, count: int) -> list[str | None]:
-    """One mask or null for each of `count` references."""
-    masks = value if isinstance(value, list) else [value] * count
-    require(
-        all(mask is None or isinstance(mask, str) for mask in masks),
-        f"attention_mask={value} must be null, a path, or a list of paths and nulls",
-    )
-    require(
-        len(masks) == count,
-        f"attention_mask={value} has {len(masks)} masks, and reference has {count}: give one for each (null: none)",
-    )
-    return masks
 
 
 def to_settings(composed: DictConfig) -> GenerateSettings:

@@ -26,6 +26,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.conditions import NEW_KEYS
+from iclora_train.config.reference_use import KEYS as USE_KEYS
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.fingerprint import comparable_data, comparable_model, differences, digest, plain
 from iclora_train.core.ranks import world_size
@@ -210,11 +211,10 @@ def _with_new_settings(begun: dict[str, Any], settings: dict[str, Any]) -> dict[
             new = (section.keys() - begun[name].keys()) & defaults[name].keys()
             merged[name] = begun[name] | {key: defaults[name][key] for key in new}
     task = merged.get("task")
-    if isinstance(task, dict) and isinstance(task.get("conditions"), list):
-        conditions = [
-            dict.fromkeys(NEW_KEYS) | entry if isinstance(entry, dict) else entry for entry in task["conditions"]
-        ]
-        merged["task"] = task | {"conditions": conditions}
+    for key, new_keys in (("conditions", NEW_KEYS), ("more_references", USE_KEYS)):
+        if isinstance(task, dict) and isinstance(task.get(key), list):
+            entries = [dict.fromkeys(new_keys) | entry if isinstance(entry, dict) else entry for entry in task[key]]
+            task = merged["task"] = task | {key: entries}
     return merged
 
 

@@ -15,7 +15,7 @@ from iclora_train.adapters.conditions import conditions_metadata
 from iclora_train.adapters.loaders import loader_limits
 from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, FRAME, KIND, PLAIN, TEMPORAL, VERSION, frame_text
 from iclora_train.adapters.precision import save_rounded
-from iclora_train.adapters.references import references_metadata
+from iclora_train.adapters.references import references_metadata, use_metadata
 from iclora_train.adapters.sound_context import sound_metadata
 from iclora_train.config import Config, ConfigError, Task, require
 from iclora_train.config.extra_metrics import require_at_hand
@@ -79,7 +79,11 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
 
 def _reference_metadata(task: Task) -> dict[str, Any]:
     """How the references of a task are used, or that it has none."""
-    metadata: dict[str, Any] = {DOWNSCALE: task.reference_downscale, **references_metadata(task.more_references)}
+    metadata: dict[str, Any] = {
+        DOWNSCALE: task.reference_downscale,
+        **use_metadata(task.reference_use),
+        **references_metadata(task.more_references),
+    }
     if not task.has_reference:
         metadata[KIND] = PLAIN
     if task.reference_frame is not None:

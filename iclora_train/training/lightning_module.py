@@ -90,8 +90,9 @@ class ICLoRA(LightningModule):
 
     def losses(self, batch: Batch, generator: torch.Generator) -> ClipLosses:
         """Losses of a batch. All random values are drawn from the generator."""
-        more = self.config.task.more_references
-        draws = draw_random(batch.target, self.config.flow, generator, self.clean_cells, more, batch.mask)
+        task = self.config.task
+        of_references = (task.more_references, batch.mask, task.reference_uses)
+        draws = draw_random(batch.target, self.config.flow, generator, self.clean_cells, *of_references)
         if self.audio is not None:  # drawn last: the draws before it are those without sound
             noise = torch.randn(require_sound(batch)[0].shape, generator=generator)
             require_audio_reference(batch, self.config.task)

@@ -242,10 +242,10 @@ def _batch_losses(
         with lora.adapter_off(transformer) if condition == "base" else nullcontext():
             for sigma in config.validation.sigmas:
                 if audio is None:
-                    loss = loss_at(transformer, on_device, noise, sigma, config.task, geometry)
+                    loss = loss_at(transformer, on_device, noise, sigma, config.task, geometry, first)
                 else:
                     both = (noise, of_sound[0])
-                    loss, heard = losses_at(transformer, on_device, both, sigma, config.task, geometry, audio)
+                    loss, heard = losses_at(transformer, on_device, both, sigma, config.task, geometry, audio, first)
                     losses[AUDIO + condition, sigma] = heard.cpu()
                 losses[condition, sigma] = loss.cpu()
     return losses
