@@ -34,11 +34,15 @@ PLACE = 1  # after the seed of a reference: the seed of its place, so that the m
 
 @dataclass(frozen=True)
 class SourceVideo:
-    """The video that references are made from, its section (None: all), and further files of the clip by column."""
+    """The video that references are made from, its section (None: all), and further files of the clip by column.
+
+    curve_frames: see `SourceWindow`.
+    """
 
     path: Path
     files: Mapping[str, Path] = field(default_factory=dict)
     section: Section | None = None
+    curve_frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,10 +114,10 @@ def make_reference(
     The maker receives the window with the pixels around it as margin. Its output is cropped to the window, then reduced
     in time and size by `scale`. place: only this frame of it, for a reference whose place is drawn.
     """
-    return _reference_of(PaddedWindow.cut(frames, window, maker.margin), window, maker, video, seed, scale, place)
+    return reference_of(PaddedWindow.cut(frames, window, maker.margin), window, maker, video, seed, scale, place)
 
 
-def _reference_of(
+def reference_of(
     padded: PaddedWindow,
     window: Window,
     maker: Maker,
@@ -122,9 +126,11 @@ def _reference_of(
     scale: ReferenceScale,
     place: int | None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    crop = padded.crop
+    """`make_reference` of a window that was cut before."""
+    crop, numbers = padded.crop, window.indices
     source = SourceWindow(
-        window.clip, video.path, window.indices, window.fps, crop, video.files, window.number, video.section, place
+        *(window.clip, video.path, numbers, window.fps, crop),
+        *(video.files, window.number, video.section, place, video.curve_frames),
     )
     full, params = maker(padded.frames, np.random.default_rng(seed), source)
     if place is not None and len(full) > 1:
@@ -135,6 +141,12 @@ def _reference_of(
         size = (width // scale.downscale, height // scale.downscale)
         reference = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in reference])
     return np.ascontiguousarray(reference), params
+
+
+def draw_place(key: str, frame: Any, seed: list[int], frames: int) -> int:
+    """A frame of a window of `frames` frames, drawn as setting `key` (`frame`: any, or [first, last]) says."""
+    first, last = frame_range(key, frame, frames)
+    return int(np.random.default_rng([*seed, PLACE]).integers(first, last + 1))
 
 
 @dataclass(frozen=True)
@@ -166,7 +178,7 @@ class ReferenceSource:
         """The reference of a window of `frames` frames, and its part of the record."""
         scale = ReferenceScale(self.task.reference_downscale, self.task.reference_temporal_scale)
         place = self._draw_place(seed, frames)
-        reference, drawn = _reference_of(padded, window, self.maker, self.video, seed, scale, place)
+        reference, drawn = reference_of(padded, window, self.maker, self.video, seed, scale, place)
         record = {"args": _set_args(self.maker), "seed": seed, "drawn": drawn, **asdict(scale)}
         if place is not None:
             record["place"] = place
@@ -177,10 +189,7 @@ class ReferenceSource:
     def _draw_place(self, seed: list[int], frames: int) -> int | None:
         """The frame of the window at which the reference stands, if it is drawn (`task.reference_frame`)."""
         frame = self.task.reference_frame
-        if not is_drawn(frame):
-            return None
-        first, last = frame_range(reference_keys(self.number)[2], frame, frames)
-        return int(np.random.default_rng([*seed, PLACE]).integers(first, last + 1))
+        return draw_place(reference_keys(self.number)[2], frame, seed, frames) if is_drawn(frame) else None
 
 
 def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Stopwatch | None = None) -> Iterator[Pair]:

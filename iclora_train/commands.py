@@ -107,6 +107,11 @@ def generate() -> None:
     run_command("iclora_train.generate.__main__")
 
 
+def make_signal() -> None:
+    """Console script `iclora-signal`, and `python -m iclora_train.signal`."""
+    run_command("data_prep.signal.__main__")
+
+
 def adapters() -> None:
     """Console script `iclora-adapters`."""
     run_command("iclora_train.adapters.__main__")

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from eval.diagnose import main
 from eval.diagnosis.agreement import agreement, disc_steps, drawing_gap, layout, reference_kind
 from eval.diagnosis.findings import FLICKER, UNSTEADY
-from eval.diagnosis.settings import task_named
 from eval.diagnosis.stills import still_agreements
 from eval.metrics.base import CachedClip
 from eval.metrics.motion import flicker_alone
 from iclora_train.config import Model, Sampling, Task
 from iclora_train.config.hydra_app import conf_dir
+from iclora_train.config.named_task import task_named
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.run import generate
 from iclora_train.generate.settings import GenerateSettings

@@ -18,6 +18,8 @@ from hydra.errors import HydraException
 from lightning import Trainer
 from omegaconf.errors import OmegaConfBaseException
 
+from data_prep.signal.mask_settings import MaskSettings
+from data_prep.signal.settings import SignalSettings
 from eval.diagnosis.settings import DiagnoseSettings
 from eval.transfer.settings import TransferConfig
 from iclora_train.adapters.__main__ import parser
@@ -39,6 +41,7 @@ CONFIGS = {  # command -> the file it composes, and its schema
     "eval.diagnose": ("diagnose", DiagnoseSettings),
     "eval.transfer": ("transfer", TransferConfig),
     "iclora_train.generate": ("generate", GenerateSettings),
+    "iclora_train.signal": ("signal", SignalSettings),
 }
 PLACEHOLDER = re.compile(r"<[^>]*>|\.\.\.|\bmine\b|\$\{?\w+")
 GENERATED = re.compile(r"^(runs|shards|samples|checkpoints|pairs|latents|eval)/")  # files that a run writes
@@ -143,10 +146,10 @@ def test_settings_of_commands_compose(page: Path) -> None:
     for module, *words in commands(page):
         if module not in CONFIGS:
             continue
+        name, schema = ("mask", MaskSettings) if words[:1] == ["mask"] else CONFIGS[module]
         settings = [word for word in words if "=" in word and not word.startswith("-") and not PLACEHOLDER.search(word)]
         if "-m" in words:  # for a sweep, its first job
             settings = [word.split(",")[0] for word in settings]
-        name, schema = CONFIGS[module]
         try:
             compose_settings(name, schema, settings)
         except (HydraException, OmegaConfBaseException) as error:

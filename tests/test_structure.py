@@ -24,7 +24,7 @@ ORDER = {
     ),
     "data_prep": (
         *("clips", "makers", "makers.control", "makers.degrade", "makers.edit"),
-        *("checks", "captions", "engines", ""),
+        *("checks", "captions", "engines", "", "signal"),
     ),
     "eval": (
         "statistics",

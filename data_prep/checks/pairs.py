@@ -27,6 +27,13 @@ def check_pair(pair: Pair, clip: str, split: str, config: Config, reference_fps:
     """All findings about a pair of `clip`. reference_fps: frame rate of the file of a supplied reference."""
     task, checks = config.task, config.checks
     findings = list(check_caption(pair.caption, task, checks, needed=config.model.checkpoint != "nano"))
+    findings += reference_findings(pair, task, checks, reference_fps)
+    return Report(pair.key, clip, split, pair.caption, tuple(findings))
+
+
+def reference_findings(pair: Pair, task: Task, checks: Checks, reference_fps: float | None = None) -> list[Finding]:
+    """The findings about the references of a pair of a task. reference_fps: see `check_pair`."""
+    findings: list[Finding] = []
     for number, (reference, part) in enumerate(zip(pair.references, task.for_references(), strict=True), start=1):
         findings.append(_shape(pair, reference, reference_fps if number == 1 else None, part, checks, number))
         place = reference_records(pair.record)[number - 1].get("place") if is_drawn(part.reference_frame) else None
@@ -36,7 +43,7 @@ def check_pair(pair: Pair, clip: str, split: str, config: Config, reference_fps:
     if coverages:
         detail = "share of frames that show a person or a track"
         findings.append(judge("coverage", min(coverages), checks.coverage, detail))
-    return Report(pair.key, clip, split, pair.caption, tuple(findings))
+    return findings
 
 
 def _shape(pair: Pair, reference: np.ndarray, fps: float | None, task: Task, checks: Checks, number: int) -> Finding:

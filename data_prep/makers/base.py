@@ -26,7 +26,8 @@ class SourceWindow:
     `crop.size` pixels at `crop.inner_offset` become the target; the pixels around them are margin. files: further files
     of the clip by column of the clip list (mask, depth, tracks, ...). number: index of the window within its clip.
     section: the section of the video that the numbers of frames count from; None: the whole video. place: the frame of
-    the window that was drawn for the reference (`task.reference_frame`); None: none was.
+    the window that was drawn for the reference (`task.reference_frame`); None: none was. curve_frames: frames that a
+    drawn curve of points spans; None: those of the clip.
     """
 
     clip: str
@@ -38,6 +39,7 @@ class SourceWindow:
     number: int = 0
     section: Section | None = None
     place: int | None = None
+    curve_frames: int | None = None
 
     def file(self, column: str) -> Path:
         """The file that the clip list names in `column`. ConfigError if the row of the clip has none."""

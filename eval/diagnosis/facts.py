@@ -8,11 +8,12 @@ from pathlib import Path
 
 from eval.diagnosis.record import Record, RecordSettings, known, position_of, read_record
 from eval.diagnosis.references import ReferenceFacts, references_of
-from eval.diagnosis.settings import DiagnoseSettings, task_named
+from eval.diagnosis.settings import DiagnoseSettings
 from iclora_train.adapters.file import inspect
 from iclora_train.adapters.metadata import VERSION
 from iclora_train.adapters.official import completed, recognise
 from iclora_train.config import Task, require
+from iclora_train.config.named_task import task_named
 from iclora_train.config.official import Official
 from iclora_train.config.paths import user_path
 from iclora_train.ltx2.weights.versions import VERSIONS

@@ -7,9 +7,8 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from iclora_train.config import ConfigError, Task, one_of, require
+from iclora_train.config import Task, one_of, require
 from iclora_train.config.command_line import TEXT_OR_LIST
-from iclora_train.config.official import task_settings
 
 _OTHER_SECTIONS = ("model", "data", "flow", "optim", "sample", "validation", "eval", "checks", "trainer", "logger")
 
@@ -100,15 +99,3 @@ def to_settings(composed: DictConfig) -> DiagnoseSettings:
     settings = OmegaConf.to_object(composed)
     assert isinstance(settings, DiagnoseSettings)
     return settings
-
-
-def task_named(name: str, changes: list[str]) -> Task | None:
-    """The task of conf/conf/<name>.yaml with changes such as `task.reference_downscale=4`; None if there is none."""
-    loaded = task_settings(name)
-    if loaded is None:
-        return None
-    merged = OmegaConf.merge({"task": OmegaConf.structured(Task)}, loaded, OmegaConf.from_dotlist(changes))
-    task = OmegaConf.to_object(merged)
-    if not isinstance(task, dict) or not isinstance(task["task"], Task):
-        raise ConfigError(f"conf={name} has no task")
-    return task["task"]

@@ -22,6 +22,8 @@ from iclora_train.config.errors import require
 
 # settings in which `~` and unknown `${names}` stay as typed
 PROMPTS = ("prompt", "negative_prompt", "data.prompt", "task.trigger", "captioner.instruction")
+# arguments of a pair maker and of the command `signal`, any of which may be new: the maker and the command check them
+OPEN = {"maker_args", "signal_settings"}
 TEXT_OR_LIST = {"text_or_list": True}  # metadata of a field that takes a path or a list of paths
 PROMPT_OR_LIST = {"prompt_or_list": True}  # metadata of a field that takes a text or a list of texts
 OPTIONS_WITH_VALUE: tuple[str, ...] = (
@@ -53,7 +55,8 @@ def as_typed(arguments: list[str], schema: type, groups: Iterable[str]) -> list[
             value = _Untyped(names, name, multirun, is_group=True).quote(value)
         else:
             value = _rule(schema, name)(names, name, multirun).quote(value)
-            key = f"++{key}" if _takes_any_key(schema, name) and not key.startswith("+") else key  # for a new key
+            is_open = _takes_any_key(schema, name) or not OPEN.isdisjoint(name.split("."))
+            key = f"++{key}" if is_open and not key.startswith("+") else key  # for a new key
         result.append(f"{key}={value}")
     return result
 

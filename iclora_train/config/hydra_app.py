@@ -148,11 +148,20 @@ def _explain_yaml_error(error: yaml.YAMLError) -> str:
 def run_module(command: str, *more: str, environment: Mapping[str, str] | None = None) -> None:
     """Run another command of the project with this command's overrides; if it fails, exit with its exit code.
 
-    It ends when this process ends, even by SIGKILL. environment: its environment variables, if not those of this one.
+    environment: its environment variables, if not those of this one.
+    """
+    run_arguments(command, *overrides(), *more, environment=environment)
+
+
+def run_arguments(command: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    """Run another command of the project with these arguments; if it fails, exit with its exit code.
+
+    It ends when this process ends, even by SIGKILL.
     """
     reading, writing = os.pipe()  # only this process holds the writing end
     try:
-        code = _wait(subprocess.Popen(child_command(command, reading, *more), pass_fds=[reading], env=environment))
+        child = subprocess.Popen(_started(command, reading, *arguments), pass_fds=[reading], env=environment)
+        code = _wait(child)
     finally:
         os.close(reading)
         os.close(writing)
@@ -169,8 +178,13 @@ def child_command(command: str, pipe: int, *more: str) -> list[str]:
     It is started by the path of our file, so that a package of the same name in the working folder is not run instead.
     pipe: the reading end of a pipe of this process, whose end ends the child.
     """
+    return _started(command, pipe, *overrides(), *more)
+
+
+def _started(command: str, pipe: int, *arguments: str) -> list[str]:
+    """`child_command` with these arguments and no others."""
     starter = Path(__file__).resolve().parents[1] / "commands.py"
-    return [sys.executable, "-P", str(starter), command, str(pipe), *overrides(), *more]
+    return [sys.executable, "-P", str(starter), command, str(pipe), *arguments]
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

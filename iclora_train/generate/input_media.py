@@ -77,13 +77,16 @@ class InputMedia:
 
     def read(self, numbers: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
         """Frames of these numbers, fitted to (height, width): uint8 RGB (F,H,W,3). ConfigError names a bad picture."""
-        unique = set(numbers.tolist())
+        frames = {i: fit_frame(frame, size, fit) for i, frame in self.whole_frames(set(numbers.tolist()))}
+        return np.stack([frames[i] for i in numbers.tolist()])
+
+    def whole_frames(self, numbers: set[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and picture, uint8 RGB (H,W,3) of its own size, of these frames in order. ConfigError as in `read`."""
         try:
-            decoded = self._read_pictures(unique) if self.pictures else read_clip(self.path, unique)
-            frames = {i: fit_frame(frame, size, fit) for i, frame in zip(sorted(unique), decoded, strict=True)}
+            decoded = self._read_pictures(numbers) if self.pictures else read_clip(self.path, numbers)
+            yield from zip(sorted(numbers), decoded, strict=True)
         except ValueError as error:
             raise ConfigError(f"{self.key}: {error}") from error
-        return np.stack([frames[i] for i in numbers.tolist()])
 
     def _read_pictures(self, numbers: set[int]) -> Iterator[np.ndarray]:
         for i in sorted(numbers):

@@ -38,6 +38,7 @@ from iclora_train.generate.output import finished_windows, generation_record, re
 from iclora_train.generate.prompts import PromptFeatures, describe_prompts, read_text_features, window_prompts
 from iclora_train.generate.seams import measure_seams
 from iclora_train.generate.settings import GenerateSettings
+from iclora_train.generate.signals import with_signals
 from iclora_train.generate.size import SizeRules, video_shape
 from iclora_train.generate.stages import Latents, Stage, plan_stages, run_stage
 from iclora_train.generate.tiling import describe_tiles, tiles_for
@@ -65,6 +66,7 @@ def generate(settings: GenerateSettings) -> list[Path]:
     )
     base = open_base(settings.model)
     adapter = open_adapter(settings, base, echo)
+    settings = with_signals(settings, base.geometry, echo)
     require_references(settings, adapter)
     layouts = reference_layouts(settings, adapter)
     settings = with_trained_strengths(settings, adapter)

@@ -23,6 +23,7 @@ from iclora_train.generate.item_lists import (
     reference_list,
     strength_list,
 )
+from iclora_train.generate.signal_setting import check_signal
 
 # Sections that only training reads; conf= and model= may set them too.
 TRAINING_SECTIONS = ("data", "optim", "trainer", "validation", "eval", "logger")
@@ -39,6 +40,10 @@ class GenerateSettings:
     # videos, folders of frames, or images; null: none, for adapters that take no reference. In a list of several
     # references, null leaves out one after the first
     reference: Any = field(default=None, metadata=TEXT_OR_LIST)
+    # make the references of these clips: auto, or the control of a union; or a list with one for each reference (null:
+    # it is one). docs/signals.md
+    signal: Any = field(default=None, metadata=TEXT_OR_LIST)
+    signal_settings: dict[str, Any] = field(default_factory=dict)  # of the command signal, e.g. {mask: hole.png}
     attention_strength: Any = None  # of each reference, in [0, 1]; null: as the adapter was trained, usually 1
     # of each reference: an image, a video or a folder of frames; white is 1
     attention_mask: Any = field(default=None, metadata=TEXT_OR_LIST)
@@ -115,6 +120,7 @@ class GenerateSettings:
         self.attention_mask = mask_list(self.attention_mask, len(self.reference))
         self.reference_frame = frame_list(self.reference_frame, len(self.reference))
         self._check_kept()
+        check_signal(self.signal, self.signal_settings, self.reference or [self.source])
 
     @property
     def reference_numbers(self) -> list[int]:

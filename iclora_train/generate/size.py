@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from iclora_train.config import ConfigError, require
 from iclora_train.core.types import Geometry, VideoShape
 from iclora_train.generate.input_media import InputMedia
-from iclora_train.generate.settings import GenerateSettings
+
+
+class RequestedSizes(Protocol):
+    """Settings of the size of a video; None: not set."""
+
+    width: int | None
+    height: int | None
+    frames: int | None
+    fps: float | None
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class SizeSource:
         return len(self.media.frame_numbers(fps))
 
 
-def video_shape(settings: GenerateSettings, first: SizeSource, rules: SizeRules) -> tuple[VideoShape, str]:
+def video_shape(settings: RequestedSizes, first: SizeSource, rules: SizeRules) -> tuple[VideoShape, str]:
     """Size, frames and rate of the video, and a text that lists the rounded sizes.
 
     A null setting takes the value of `first`, rounded down. With only one of width and height set, the other follows

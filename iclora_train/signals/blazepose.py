@@ -47,10 +47,18 @@ class Square:
 
     def crop(self, picture: np.ndarray, size: int, border: int) -> np.ndarray:
         """Cut the square out of a picture, upright, as (size,size,3) uint8."""
+        return cv2.warpAffine(picture, self._warp(size), (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
+
+    def paste(self, square: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Put a square (n,n) back to its place in a picture of `size` (height, width), which is 0 elsewhere."""
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(square, self._warp(len(square)), size[::-1], flags=flags)
+
+    def _warp(self, size: int) -> np.ndarray:
+        """The affine map (2,3) from the picture to the square at `size` pixels."""
         corners = self.to_picture(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])).astype(np.float32)
         destination = np.array([[0, 0], [size, 0], [0, size]], np.float32)
-        warp = cv2.getAffineTransform(corners, destination)
-        return cv2.warpAffine(picture, warp, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
+        return cv2.getAffineTransform(corners, destination)
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,12 @@ class BlazePose:
         positions = square.to_picture(refine_landmarks(points[:, :2] / LANDMARK_SIZE, _sigmoid(heat[0])))
         confidences = _sigmoid(points[:33, 3:]).min(axis=1, keepdims=True)
         return Body(np.concatenate([positions[:33], confidences], axis=1), body_square(positions[33], positions[34]))
+
+    def outline(self, picture: np.ndarray, square: Square) -> np.ndarray:
+        """The person in a square as a mask (H,W) fp32 of the picture: the network's probability of each pixel."""
+        pixels = square.crop(picture, LANDMARK_SIZE, cv2.BORDER_REPLICATE)
+        logits = self._run(self._landmarks, pixels.astype(np.float32) / 255)[2]  # (1,256,256,1)
+        return square.paste(_sigmoid(logits[0, :, :, 0]).astype(np.float32), picture.shape[:2])
 
     @staticmethod
     def _run(network: Any, pixels: np.ndarray) -> list[np.ndarray]:

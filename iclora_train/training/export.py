@@ -15,6 +15,7 @@ from iclora_train.adapters.conditions import conditions_metadata
 from iclora_train.adapters.loaders import loader_limits
 from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, FRAME, KIND, PLAIN, TEMPORAL, VERSION, frame_text
 from iclora_train.adapters.precision import save_rounded
+from iclora_train.adapters.reference_makers import makers_metadata
 from iclora_train.adapters.references import references_metadata, use_metadata
 from iclora_train.adapters.sound_context import sound_metadata
 from iclora_train.config import Config, ConfigError, Task, require
@@ -60,6 +61,7 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
         "clips": shards.splits["train"],
         "size": f"{config.data.width}x{config.data.height}x{config.data.frames}",
         "fps": config.data.fps or "of the clips",
+        **makers_metadata(config.task),
         **conditions_metadata(config.task.conditions),
         **source_metadata(shards),
     }

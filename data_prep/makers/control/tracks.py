@@ -73,7 +73,8 @@ class Tracks(Maker):
         """Points (N,F,2) in pixels of the frames, and whether each exists (N,F), from the JSON file of the clip."""
         tracks, numbers = read_tracks(source.file("tracks")), np.array(source.indices)
         if self.points == "spline":
-            tracks = [spline(track, _frame_count(source.path, source.section)) for track in tracks]
+            frames = source.curve_frames or _frame_count(source.path, source.section)
+            tracks = [spline(track, frames) for track in tracks]
         visible = np.stack([numbers < len(track) for track in tracks])
         points = np.stack([track[np.minimum(numbers, len(track) - 1)] for track in tracks])
         moved = source.crop.apply_to_points(points)

@@ -1,0 +1,1 @@
+"""`python -m iclora_train.signal`: the references of a new clip by the makers of training, and masks for regions."""
