@@ -38,6 +38,7 @@ class MaskSettings:
     height: int | None = None
     frames: int | None = None
     fps: float | None = None
+    short_side: int | None = None  # as in the settings of a signal
     start: int = 0  # frame of the clip with which the video begins, counted at its frame rate
     cell: Any = None  # [pixels, frames] of a latent cell; null: [1,1], any size
     overwrite: bool = False

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 
 from data_prep.signal.make import Signal
+from data_prep.signal.recipes import Recipe
 from data_prep.signal.settings import SignalSettings
 from data_prep.signal.source import SourceClip
 from iclora_train import __version__
-from iclora_train.adapters.references import ReferenceLayout
 from iclora_train.config import require
 from iclora_train.core.atomic_files import write_atomic, write_json
 from iclora_train.core.progress import status
@@ -22,13 +22,13 @@ from iclora_train.media.shard_clip import encode_clip
 FRAME = "frame-{:05d}.png"
 
 
-def signal_paths(out: Path, layouts: Sequence[ReferenceLayout]) -> list[Path]:
-    """A path for each reference: `out`, with the name of the reference if there are several. A reference of one frame
-    is a PNG."""
+def signal_paths(out: Path, recipes: Sequence[Recipe]) -> list[Path]:
+    """A path for each reference: `out`, with the name of the reference if there are several. A reference that is one
+    picture is a PNG."""
     paths = []
-    for layout in layouts:
-        stem = out.stem if len(layouts) == 1 else f"{out.stem}-{layout.name}"
-        suffix = ".png" if layout.frame is not None and out.suffix else out.suffix
+    for recipe in recipes:
+        stem = out.stem if len(recipes) == 1 else f"{out.stem}-{recipe.layout.name}"
+        suffix = ".png" if recipe.is_picture and out.suffix else out.suffix
         paths.append(out.with_name(stem + suffix))
     return paths
 

@@ -15,7 +15,7 @@ from iclora_train.adapters.references import ReferenceLayout
 from iclora_train.config import ConfigError, Task, require
 from iclora_train.config.no_reference import NO_REFERENCE
 from iclora_train.config.paths import user_path
-from iclora_train.config.places import frame_in_file
+from iclora_train.config.places import frame_in_file, is_drawn
 from iclora_train.config.references import FIRST, family_of
 from iclora_train.data.controls import UNION, configured_controls
 from iclora_train.ltx2.weights.safetensors_header import read_header
@@ -34,6 +34,11 @@ class Recipe:
     args: Mapping[str, Any]
     family: str
     origin: str
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether the reference of a clip is one picture of it."""
+        return self.maker == "edit.frame" or is_drawn(self.layout.frame)
 
     def build(self) -> Maker:
         """The maker. ConfigError names the wrong argument."""

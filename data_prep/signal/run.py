@@ -25,17 +25,17 @@ def make(settings: SignalSettings) -> list[Path]:
     """Write the signals and a record. Returns the files; ConfigError names the setting or file that is wrong."""
     echo: Echo = make_console(highlight=False, soft_wrap=True).print
     recipes, layouts, metadata = recipes_of(settings, echo)
-    paths = signal_paths(Path(settings.out), [recipe.layout for recipe in recipes])
+    paths = signal_paths(Path(settings.out), recipes)
     require_new([*paths, record_path(Path(settings.out))], settings.overwrite)
     files = settings.files()
     cell = NANO if metadata.get(FAMILY) == "nano" else LTX2
     cell = cell if settings.cell is None else (settings.cell[0], settings.cell[1])
-    borders: Borders = (0, 0, 0, 0) if settings.border is None else tuple(settings.border)  # type: ignore[assignment]
+    borders: Borders = (0, 0, 0, 0) if settings.border is None else tuple(settings.border)
     with status("measuring the clip"):
         source = open_clip(settings, layouts, cell, trained_fps(metadata), borders)
     require(
         all(
-            path.suffix.lower() != ".png" or source.shape.frames == 1 or recipe.layout.frame is not None
+            path.suffix.lower() != ".png" or source.shape.frames == 1 or recipe.is_picture
             for path, recipe in zip(paths, recipes, strict=True)
         ),
         f"out={settings.out} is one picture, and the signal has {source.shape.frames} frames: name an mp4, or a folder",

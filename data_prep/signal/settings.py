@@ -34,6 +34,7 @@ class SignalSettings:
     height: int | None = None
     frames: int | None = None
     fps: float | None = None
+    short_side: int | None = None  # the clip is scaled to it before its middle is cut out; null: as far as it fits
     start: int = 0  # frame of the clip with which the video begins, counted at its frame rate
     border: Any = None  # edit.outpaint: [left, top, right, bottom] pixels that are added around the clip
     mask: str | None = None  # edit.hole: a video or image, white is painted
@@ -108,7 +109,7 @@ class SignalSettings:
 
 def check_sizes(settings: Any) -> None:
     """ConfigError for width, height, frames or fps out of bounds."""
-    for key in ("width", "height", "frames"):
+    for key in ("width", "height", "frames", "short_side"):
         value = getattr(settings, key)
         require(value is None or value >= 1, f"{key}={value} must be at least 1, or null for the clip's")
     fps = settings.fps

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import lcm
-from typing import Any, Protocol
+from math import ceil, lcm
+from typing import Protocol
 
 import numpy as np
 
@@ -28,9 +28,12 @@ Borders = tuple[int, int, int, int]  # left, top, right, bottom
 class ClipSettings(RequestedSizes, Protocol):
     """Settings that choose the frames of a clip."""
 
-    clip: str | None
     start: int
-    cell: Any
+    short_side: int | None
+
+    @property
+    def clip(self) -> str | None:
+        """A video, a folder of frames, or an image."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,15 @@ def open_clip(
     source = SizeSource(str(media.path), width, height, rate, len(numbers))
     shape, rounded = video_shape(settings, source, rules)
     _require_enough(settings, media, shape, (height, width), len(numbers), rules)
-    window = _centred(media.path.stem, numbers[: shape.frames], shape, (height, width))
+    scale = max(shape.height / height, shape.width / width)
+    if settings.short_side is not None:
+        require(
+            scale <= settings.short_side / min(height, width) <= 1,
+            f"short_side={settings.short_side}: {media.path} has {width}x{height} pixels, the video {shape.width}x"
+            f"{shape.height}: set it from {ceil(scale * min(height, width))} to {min(height, width)}, or null",
+        )
+        scale = settings.short_side / min(height, width)
+    window = _centred(media.path.stem, numbers[: shape.frames], shape, (height, width), scale)
     return SourceClip(media, shape, window, rounded, borders, is_still)
 
 
@@ -139,12 +150,11 @@ def _require_enough(
     )
 
 
-def _centred(name: str, numbers: np.ndarray, shape: VideoShape, size: tuple[int, int]) -> Window:
-    """The window in the middle of frames of `size` (height, width), scaled down as little as its size needs.
+def _centred(name: str, numbers: np.ndarray, shape: VideoShape, size: tuple[int, int], scale: float) -> Window:
+    """The window in the middle of frames of `size` (height, width) that are multiplied by `scale`.
 
     It is the first held-out window that a preparation would cut from these frames (`windows.heldout_windows`).
     """
-    scale = max(shape.height / size[0], shape.width / size[1])
     height, width = round(size[0] * scale), round(size[1] * scale)
     crop = int(0.5 * (height - shape.height + 1)), int(0.5 * (width - shape.width + 1))
     indices, cut = tuple(numbers.tolist()), (shape.height, shape.width)

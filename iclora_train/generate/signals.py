@@ -120,7 +120,7 @@ def _for_each_reference(settings: GenerateSettings, count: int) -> GenerateSetti
     clips = settings.reference or [settings.source]
     times = count if len(clips) == 1 else 1
     marks = settings.signal if isinstance(settings.signal, list) else [settings.signal] * len(clips)
-    lists = {}
+    lists: dict[str, Any] = {}
     for key in PER_REFERENCE:
         value = getattr(settings, key)
         empty = None if key in ("attention_mask", "reference_frame") else 1.0
