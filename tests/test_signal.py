@@ -416,7 +416,7 @@ def test_useless_signals_are_refused_in_words(run: Run, tmp_path: Path) -> None:
     [
         (EDGES, "flickering", r"^edges: the signal flickers more than the clip \(flicker .*maker_args\.blur=1\.5$"),
         ("control.depth", "flickering", r"flickers more than the clip .*maker_args\.steady=0\.7$"),
-        ("control.soft_edges", "faint", r"the drawing is faint .*\(contrast 1 \(at least 64\).*maker_args\.white=98$"),
+        ("control.soft_edges", "faint", r"the drawing is faint .*\(contrast 13 \(at least 64\).*maker_args\.white=98$"),
         ("control.pose", "still", r"stands still while the clip moves \(static 1"),
         ("degrade.grey", "white", r"much of the picture became black or white"),
     ],
