@@ -122,10 +122,7 @@ def _for_each_reference(settings: GenerateSettings, count: int) -> GenerateSetti
     marks = settings.signal if isinstance(settings.signal, list) else [settings.signal] * len(clips)
     lists: dict[str, Any] = {}
     for key in PER_REFERENCE:
-        value = getattr(settings, key)
-        empty = None if key in ("attention_mask", "reference_frame") else 1.0
-        value = value if value else [empty] * len(clips)
-        lists[key] = list(value) * times
+        lists[key] = list(getattr(settings, key) or [None] * len(clips)) * times
     if all(frame is None for frame in lists["reference_frame"]):
         lists["reference_frame"] = None
     return replace(settings, reference=list(clips) * times, signal=list(marks) * times, **lists)
