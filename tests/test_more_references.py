@@ -186,14 +186,19 @@ def test_a_wrong_size_names_the_entry() -> None:
 
 def test_each_reference_is_dropped_on_its_own_and_all_together() -> None:
     more = [MoreReference("last", "edit.frame", downscale=2, frame=-1, p=0.5)]
-    seen = np.zeros((2, 2))
+    seen, absent = np.zeros((2, 2)), 0
     for step in range(200):
         draws = draw_random(BATCH.target, Flow(reference_p=0.8), step_generator(0, step, 0), more_references=more)
-        weight = build_tokens(BATCH, draws, task_of(*more), GEOMETRY)[0].weight
-        weight = torch.ones(4, 100) if weight is None else weight
+        tokens, _ = build_tokens(BATCH, draws, task_of(*more), GEOMETRY)
+        weight = torch.ones(4, 100) if tokens.weight is None else tokens.weight
+        if tokens.absent is not None:
+            assert not tokens.absent[:, :96].any()
+            assert (weight[tokens.absent] == 0).all()
+            absent += int(tokens.absent[:, 96].sum())
         for first, last in zip(weight[:, 48].tolist(), weight[:, 96].tolist(), strict=True):
             seen[int(first), int(last)] += 1
     assert seen[0, 1] == 0  # without the first reference there is none
+    assert absent == seen[1, 0]
     assert seen[1, 1] / seen[1].sum() == pytest.approx(0.5, abs=0.05)
     assert seen[1].sum() / seen.sum() == pytest.approx(0.8, abs=0.05)
 

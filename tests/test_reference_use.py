@@ -285,6 +285,21 @@ def test_only_the_weighted_reference_loses_its_influence() -> None:
         assert (half != loss).all()
 
 
+def test_a_reference_that_is_left_out_has_no_influence_through_the_others() -> None:
+    """As in use, where its tokens are not in the sequence."""
+    net, task = network(), task_of(p=0.5)
+    draws = drawn(task, step=1)
+    assert draws.use_more is not None
+    left_out = ~draws.use_more[:, 0]
+    assert 0 < left_out.sum() < 4
+    with torch.no_grad():
+        loss = loss_of(net, task, draws)
+        changed = loss_of(net, task, draws, replace(BATCH, references=[FIRST, SECOND + 1]))
+        alone = loss_of(net, task.of_reference(0), draws, replace(BATCH, references=[FIRST]))
+    assert ((changed == loss) == left_out).all()
+    torch.testing.assert_close(loss[left_out], alone[left_out], rtol=1e-5, atol=1e-6)
+
+
 def gradients(net: Transformer, task: Task) -> list[Tensor]:
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     return list(torch.autograd.grad(loss_of(net, task).mean(), parameters))
@@ -301,7 +316,9 @@ def test_gradients_of_weighted_references_are_those_of_a_dense_bias(monkeypatch:
     net = network()
     values = gradients(net, WEIGHTED)
     monkeypatch.setattr(attention, "attend", dense)
-    monkeypatch.setattr(transformer, "AttentionBias", dense_bias)
+    monkeypatch.setattr(
+        transformer, "AttentionBias", lambda weight, group, between, _: dense_bias(weight, group, between)
+    )
     for value, expected in zip(values, gradients(net, WEIGHTED), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-6)
     assert all(value.any() for value in values)

@@ -91,6 +91,30 @@ def test_gpu_kernels_match_a_dense_bias(
     compare(weights, between, dtype, bound, "cuda", width)
 
 
+ABSENT = {  # references of 3 tokens that a clip does not have
+    "the second of three": [[False, True, False]],
+    "the same in every clip": [[True, False, False]] * 2,
+    "others in every clip": [[False, True, False], [False, False, False], [True, False, True]],
+}
+
+
+@pytest.mark.parametrize("gone", ABSENT.values(), ids=ABSENT.keys())
+def test_no_reference_attends_to_one_that_its_clip_does_not_have(gone: list[list[bool]]) -> None:
+    absent = torch.tensor([[False] * 4 + [of for of in row for _ in range(3)] for row in gone])
+    (q, k, v), weight, group = scene([[0.5] * 9] * len(gone), torch.float32)
+    weight = torch.where(absent, 0.0, weight)
+    bias = dense_bias(weight, group, "comfyui")
+    hidden = absent[:, None] & (group[:, None] != group)
+    bias = torch.where(hidden, -torch.inf, bias)
+    out = attend(q, k, v, AttentionBias(weight, group, absent=absent))
+    expected = (q @ k.transpose(-1, -2) / math.sqrt(WIDTH) + bias[:, None]).softmax(-1) @ v
+    assert torch.allclose(out, expected, atol=1e-5)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    grads = (torch.autograd.grad(result, (q, k, v), grad) for result in (out, expected))
+    for value, reference in zip(*grads, strict=True):
+        assert torch.allclose(value, reference, atol=4e-5)
+
+
 def test_reference_tokens_of_weight_0_have_no_effect_on_the_target() -> None:
     (q, k, v), weight, group = scene([[0.0, 0.0, 0.0, 0.0, 0.5, 0.0]], torch.float32)
     bias = AttentionBias(weight, group)

@@ -184,6 +184,7 @@ class Tokens(StreamTokens):
     position   (B,3,N,2)  fp32 [start, end) of a token in seconds, pixels (height), pixels (width)
     keyframe   (B,N)      bool, the target's first latent frame (LTX-2.5's keyframe embedding); never a reference
     weight     (B,N)      attention weight of reference tokens, at least 0 and usually at most 1; None when all are 1
+    absent     (B,N) bool token of a reference that this clip does not have, of weight 0; None when none is
     geometry, fps (B,)    of the target's pixels; they place a reference on the target's coordinates
     """
 
@@ -191,3 +192,4 @@ class Tokens(StreamTokens):
     geometry: Geometry
     fps: Tensor
     weight: Tensor | None = None
+    absent: Tensor | None = None

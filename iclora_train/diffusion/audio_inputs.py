@@ -114,7 +114,7 @@ _T = TypeVar("_T", bound=StreamTokens)
 
 def _clips(tokens: _T, index: Tensor) -> _T:
     """The tokens of some clips of a batch."""
-    names = ("latent", "sigma", "level", "position", "loss_mask", "keyframe", "fps", "weight")
+    names = ("latent", "sigma", "level", "position", "loss_mask", "keyframe", "fps", "weight", "absent")
     values = {name: getattr(tokens, name, None) for name in names}
     return replace(tokens, **{name: value[index] for name, value in values.items() if value is not None})
 

@@ -86,6 +86,13 @@ class RandomDraws:
             return self.use_references
         return self.use_references & self.use_more[:, number - 1]
 
+    def leaves_out(self, number: int) -> Tensor | None:
+        """(B,) bool: the clip sees its first reference, but not reference `number`. None: no clip does."""
+        if self.use_more is None or number == 0:
+            return None
+        left_out = self.use_references & ~self.use_more[:, number - 1]
+        return left_out if left_out.any() else None
+
     def of_reference(self, number: int) -> ReferenceDraws:
         """How each clip uses reference `number`. In a task that lists one reference it holds for all of a clip."""
         if not self.of_references:

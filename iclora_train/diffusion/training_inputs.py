@@ -100,12 +100,26 @@ def build_tokens(
             attention_mask=_regions_mask(regions, *reference.shape[3:]),
             frame=to_device(frame, device) if isinstance(frame, Tensor) else frame,
         )
+        tokens = _without_left_out(tokens, draws.leaves_out(number), reference[0, 0].numel())
         place = tuple(frame.tolist()) if isinstance(frame, Tensor) else frame
         factors.append((part.reference_downscale, part.reference_temporal_scale, place))
     shapes = tuple(tuple(latent.shape) for latent in batch.latents)
     key = (shapes, tuple(batch.fps.tolist()), tuple(factors), geometry, device)
     position = _shared_position(tokens.position, key)
     return replace(tokens, position=position), to_tokens(target_velocity(clean, noise))
+
+
+def _without_left_out(tokens: Tokens, left_out: Tensor | None, count: int) -> Tokens:
+    """The tokens with the last `count`, those of a reference, marked as absent in the clips (B,) that leave it out."""
+    if left_out is None and tokens.absent is None:
+        return tokens
+    batch, total = tokens.latent.shape[:2]
+    absent = torch.zeros(batch, total, dtype=torch.bool, device=tokens.latent.device)
+    if tokens.absent is not None:
+        absent[:, : tokens.absent.shape[1]] = tokens.absent
+    if left_out is not None:
+        absent[:, total - count :] = to_device(left_out, absent.device)[:, None]
+    return replace(tokens, absent=absent)
 
 
 def tasks_of(task: Task, batch: Batch) -> list[Task]:

@@ -222,7 +222,7 @@ class Transformer(nn.Module):
         rope = self.rope_cache.get(
             tokens.position, config.width, config.num_attention_heads, theta, max_position, dtype
         )
-        bias = None if tokens.weight is None else AttentionBias(tokens.weight, tokens.group, between)
+        bias = None if tokens.weight is None else AttentionBias(tokens.weight, tokens.group, between, tokens.absent)
         inputs, time_embedding = video.block_inputs(tokens, text, config.timestep_scale_multiplier, rope, bias)
         if audio is not None:
             x, heard = self._run_joint(x, inputs, tokens, audio, perturbed)

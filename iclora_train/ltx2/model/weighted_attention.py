@@ -41,10 +41,12 @@ class AttentionBias:
     """Attention weights (B,N) of tokens in `group` (N,) as rectangles of the attention matrix.
 
     between="comfyui": references attend to each other. between="ltx": they do not, once any weight is set.
+    absent (B,N) bool: references of weight 0 that a clip does not have; other references do not attend to them either,
+    or they would reach the target through these. None: a clip has all of its references.
     Built once per forward pass. On a GPU this makes the host wait for the weights.
     """
 
-    def __init__(self, weight: Tensor, group: Tensor, between: str = "comfyui") -> None:
+    def __init__(self, weight: Tensor, group: Tensor, between: str = "comfyui", absent: Tensor | None = None) -> None:
         if between not in ("comfyui", "ltx"):
             raise ValueError(f"between={between!r} is not one of comfyui, ltx")
         counts = torch.unique_consecutive(group, return_counts=True)[1].tolist()
@@ -56,7 +58,27 @@ class AttentionBias:
         self.rectangles = [Rectangle(slice(0, ends[-1]), target, log_weight)]
         for reference in references:
             self.rectangles += _target_to_reference(target, reference, log_weight[..., reference])
-        self.rectangles += [Rectangle(rows, rows) for rows in (references if between == "ltx" else [all_references])]
+        if between == "ltx":
+            self.rectangles += [Rectangle(rows, rows) for rows in references]
+        elif absent is None:
+            self.rectangles.append(Rectangle(all_references, all_references))
+        else:
+            self.rectangles += _between_references(references, all_references, absent)
+
+
+def _between_references(references: list[slice], all_references: slice, absent: Tensor) -> list[Rectangle]:
+    """Each reference on itself and on those that its clip has; absent (B,N) bool."""
+    rectangles = []
+    for reference in references:
+        blocked = absent[:, all_references].clone()
+        blocked[:, reference.start - all_references.start : reference.stop - all_references.start] = False
+        shared = blocked[:1]
+        if bool((blocked == shared).all()):  # the same in every clip: no key needs a bias
+            keys = (~shared[0]).nonzero().flatten() + all_references.start
+            rectangles.append(Rectangle(reference, all_references if not bool(shared.any()) else keys))
+        else:
+            rectangles.append(Rectangle(reference, all_references, key_bias=(blocked * BLOCKED)[:, None, None]))
+    return rectangles
 
 
 def _target_to_reference(target: slice, reference: slice, log_weight: Tensor) -> list[Rectangle]:
