@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from data_prep.clips.windows import MAKER_USES, Window, window_seed
 from data_prep.given_masks import make_mask, mask_maker
 from data_prep.makers import Maker, SourceWindow, build_maker
 from data_prep.makers.given import Given
-from data_prep.sound import sounds_of
+from data_prep.sound import PairSounds
 from data_prep.stopwatch import Stopwatch
 from iclora_train.config import Config, Task
 from iclora_train.config.places import frame_range, is_drawn
@@ -53,15 +54,20 @@ class ReferenceScale:
     temporal_scale: int = 1
 
 
-def read_windows(path: Path, windows: Sequence[Window], section: Section | None = None) -> Iterator[list[np.ndarray]]:
+def read_windows(
+    path: Path,
+    windows: Sequence[Window],
+    section: Section | None = None,
+    times: dict[int, Fraction] | None = None,
+) -> Iterator[list[np.ndarray]]:
     """Frames of each window, uint8 (H,W,3) at the clip's own size, in one pass. `windows` are ordered by start.
 
-    section: the section of the video that the frame numbers of the windows count from.
+    section: the section of the video that the frame numbers of the windows count from. times: as in `read_clip`.
     """
     pending = deque(windows)
     numbers = {i for window in windows for i in window.indices}
     buffer: dict[int, np.ndarray] = {}
-    for number, frame in zip(sorted(numbers), read_clip(path, numbers, section), strict=False):
+    for number, frame in zip(sorted(numbers), read_clip(path, numbers, section, times), strict=False):
         buffer[number] = frame
         while pending and pending[0].indices[-1] <= number:
             yield [buffer[i] for i in pending.popleft().indices]
@@ -168,9 +174,12 @@ class ReferenceSource:
         section = clip.reference_section if number == 0 and supplied else clip.section
         return cls(number, part, maker, SourceVideo(supplied or clip.path, clip.files, section), supplied is not None)
 
-    def frames(self, windows: Sequence[Window]) -> Iterator[list[np.ndarray]] | None:
-        """The whole frames of each window; None if the reference is made from the target's frames."""
-        return read_windows(self.video.path, windows, self.video.section) if self.supplied else None
+    def frames(
+        self, windows: Sequence[Window], times: dict[int, Fraction] | None = None
+    ) -> Iterator[list[np.ndarray]] | None:
+        """The whole frames of each window; None if the reference is made from the target's frames. times: as in
+        `read_clip`."""
+        return read_windows(self.video.path, windows, self.video.section, times) if self.supplied else None
 
     def make(
         self, padded: PaddedWindow, window: Window, seed: list[int], frames: int
@@ -196,12 +205,12 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Sto
     """The pairs of one clip, in the order of `windows` (by start). watch: gets the seconds of `decode` and `maker`."""
     task, watch = config.task, watch or Stopwatch()
     sources = [ReferenceSource.of(clip, task, number) for number in range(len(task.reference_names))]
-    streams = [source.frames(windows) for source in sources]
+    sounds = PairSounds(clip, config)
+    streams = [source.frames(windows, None if source.number else sounds.reference_times) for source in sources]
     decoded = [None if stream is None else watch.each("decode", stream) for stream in streams]
     region = mask_maker(task)
-    sounds, more_sounds = _sounds(clip, windows, config, watch)
-    targets = watch.each("decode", read_windows(clip.path, windows, clip.section))
-    for window, frames, sound, more_sound in zip(windows, targets, sounds, more_sounds, strict=True):
+    targets = watch.each("decode", read_windows(clip.path, windows, clip.section, sounds.times))
+    for window, frames in zip(windows, targets, strict=True):
         target, references, reference_records = None, [], []
         for source, stream in zip(sources, decoded, strict=True):
             whole_frames = next(stream) if stream else frames
@@ -219,24 +228,20 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Sto
             with watch.part("maker"):
                 crop = Crop.of_window(window, frames[0].shape[:2])
                 mask, record["mask"] = make_mask(region, target, crop, window, clip, task, config.data)
-        if config.data.sound:
-            record["sound"] = SILENCE if sound is None else {"rate": sound.rate}
-        if task.reference_sound is not None:
-            record["reference_sound"] = SILENCE if more_sound is None else {"rate": more_sound.rate}
-        caption, heard = caption_of(clip, config), (sound, more_sound)
-        yield Pair(window.key, target, tuple(references), caption, window.fps, record, mask, *heard)
+        with watch.part("decode"):
+            heard = sounds.read(window)
+        record |= _record_of_sounds(config, *heard)
+        yield Pair(window.key, target, tuple(references), caption_of(clip, config), window.fps, record, mask, *heard)
 
 
-def _sounds(
-    clip: Clip, windows: Sequence[Window], config: Config, watch: Stopwatch
-) -> tuple[Iterable[Sound | None], Iterable[Sound | None]]:
-    """The sound of each window (`data.sound`), and that of its audio reference."""
-    reference, none = config.task.reference_sound, [None] * len(windows)
-    own = watch.each("decode", sounds_of(clip, windows)) if config.data.sound else none
-    if reference is None:
-        return own, none
-    assert reference.source is not None
-    return own, watch.each("decode", sounds_of(clip, windows, reference.source))
+def _record_of_sounds(config: Config, sound: Sound | None, reference: Sound | None) -> dict[str, object]:
+    """The part of the record on the sounds that the settings ask for."""
+    asked = {"sound": (config.data.sound, sound), "reference_sound": (config.task.reference_sound, reference)}
+    return {
+        name: SILENCE if heard is None else {"rate": heard.rate}
+        for name, (setting, heard) in asked.items()
+        if setting is not None
+    }
 
 
 def _record(

@@ -8,7 +8,8 @@ resampler is that of the audio VAE's front end, as in generate (`AudioCodec.enco
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from iclora_train.ltx2.audio.codec import audio_geometry
 from iclora_train.ltx2.audio.resample import can_resample, resample
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.media.picture import is_picture
-from iclora_train.media.sound import decode_wav, encode_wav, frame_seconds, probe_sound, read_sound
+from iclora_train.media.sound import decode_wav, encode_wav, probe_sound, read_sound
+from iclora_train.media.sound_decoder import begin_of
 
 LTX2_SOUND = AudioGeometry(channels=8, bins=16, sample_rate=16000, hop=160)  # of every published LTX-2
 COMMON_RATE = 48000  # in place of rates that the audio VAE's front end cannot change, such as 44101
@@ -89,28 +91,64 @@ def reference_file(clip: Clip, source: str) -> Path | None:
     return {"target": clip.path, "reference": clip.reference, "column": clip.files.get(COLUMN)}[source]
 
 
-def sounds_of(clip: Clip, windows: Sequence[Window], source: str = "target") -> Iterator[Sound | None]:
-    """The sound of each window, stereo in 16 bits; None for a file without sound.
+@dataclass(frozen=True)
+class SoundFile:
+    """A file with the sound of the windows of a clip.
 
-    source: of the sound, as `task.audio_reference.source`. A supplied reference has the window's frames too, and the
-    window has the sound of these; a file of the list runs along the clip, or along its section. Where the track begins
-    late or ends early there is silence. ValueError names a file whose sound cannot be decoded.
+    rate: at which it is read; None: its own. begin: the time, on the clock of the video that shows the windows, at
+    which the sound begins; None: that of the frame from which the windows count, frame 0.
     """
-    path = reference_file(clip, source)
-    track = None if path is None or is_picture(path) else probe_sound(path)
-    if path is None or track is None:
-        yield from (None for _ in windows)
-        return
-    rate = None if can_resample(track.rate, LTX2_SOUND.sample_rate) else COMMON_RATE
-    numbers = {0, *(window.indices[0] for window in windows)}
-    own = source == "reference"
-    section = clip.reference_section if own else clip.section
-    times = frame_seconds(path if own else clip.path, numbers, max(numbers), section)
-    begin = times[0] if source == "column" else Fraction(0)
-    for window in windows:
+
+    path: Path
+    rate: int | None
+    begin: Fraction | None
+
+    @classmethod
+    def of(cls, clip: Clip, source: str) -> SoundFile | None:
+        """The sound of a clip or of its audio reference; None without sound. source: as `task.audio_reference.source`.
+
+        A supplied reference has the window's frames too, and the window has the sound of these; a file of the list runs
+        along the clip, or along its section.
+        """
+        path = reference_file(clip, source)
+        track = None if path is None or is_picture(path) else probe_sound(path)
+        if path is None or track is None:
+            return None
+        section = clip.reference_section if source == "reference" else clip.section
+        begin = None if source == "column" or section is None else begin_of(path)
+        return cls(path, None if can_resample(track.rate, LTX2_SOUND.sample_rate) else COMMON_RATE, begin)
+
+    def read(self, window: Window, times: Mapping[int, Fraction]) -> Sound:
+        """The sound that plays while the frames of a window are shown, stereo in 16 bits.
+
+        times: of the video's frames by number (`media.clip.read_clip`). Where the track begins late or ends early there
+        is silence. ValueError names a file whose sound cannot be decoded.
+        """
+        begin = times[0] if self.begin is None else self.begin
         seconds = len(window.indices) / Fraction(window.fps)
-        sound = read_sound(path, times[window.indices[0]] - begin, seconds, rate)
-        yield decode_wav(encode_wav(sound))
+        sound = read_sound(self.path, times[window.indices[0]] - begin, seconds, self.rate)
+        return decode_wav(encode_wav(sound))
+
+
+class PairSounds:
+    """The sounds of the windows of a clip: its own (`data.sound`) and that of its audio reference.
+
+    times, reference_times: of the frames of the clip and of its supplied reference, filled while these are read.
+    """
+
+    def __init__(self, clip: Clip, config: Config) -> None:
+        reference = config.task.reference_sound
+        self.own = SoundFile.of(clip, "target") if config.data.sound else None
+        self.source = None if reference is None else reference.source
+        self.reference = None if self.source is None else SoundFile.of(clip, self.source)
+        self.times: dict[int, Fraction] = {}
+        self.reference_times: dict[int, Fraction] = {}
+
+    def read(self, window: Window) -> tuple[Sound | None, Sound | None]:
+        """The sounds of a window whose frames were read; None for a file without sound, or without such a sound."""
+        times = self.reference_times if self.source == "reference" else self.times
+        own = None if self.own is None else self.own.read(window, self.times)
+        return own, None if self.reference is None else self.reference.read(window, times)
 
 
 @torch.no_grad()

@@ -88,6 +88,11 @@ def open_source(config: Config) -> ClipSource:
 
     Raises ConfigError if adapter, shards or videos do not fit the settings.
     """
+    require(
+        not config.task.video_given,
+        f"task {config.task.name} makes the sound of a given video, and eval judges videos: make the sounds with "
+        "`python -m iclora_train.generate source=CLIP audio=generate`, and compare them by `python -m eval.sound`",
+    )
     base = open_base(config.model)
     held_out = HeldOut.open(config, base)
     cache = ClipCache(Path(config.runs_dir, config.run, "eval-cells"))

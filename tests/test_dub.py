@@ -326,3 +326,30 @@ def test_foley_learns_the_sound_of_a_given_video_and_makes_it(pairs: Path, base:
     silent = run(tmp_path, "iclora_train.generate", *generate_args(base, path, f"source={source}", "out=n.mp4"))
     assert silent.code == 2
     assert "or audio=generate to make the sound of the clip" in silent.err
+
+
+def test_sections_have_the_sound_of_their_times(base: Path, tmp_path: Path) -> None:
+    """The section of a clip from 0.4 s on, that of its reference from 0.2 s on; a file of the list begins with it."""
+    clip_file(tmp_path / "video.mp4", 0, noise(1.4, 0))
+    clip_file(tmp_path / "original.mp4", 0, noise(1.4, 1))
+    (tmp_path / "voice.wav").write_bytes(encode_wav(noise(1.4, 2)))
+    rows = ["id,video,reference,reference_sound,caption,split,start,end,reference_start"]
+    splits = ("train", "val", "heldout")
+    rows += [f"{split},video.mp4,original.mp4,voice.wav,she sings,{split},0.4,1.2,0.2" for split in splits]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    files = {"target": ("video.mp4", 10), "reference": ("original.mp4", 5), "column": ("voice.wav", 0)}
+    for source, (name, offset) in files.items():
+        root = tmp_path / source
+        more = ("checks.offset.action=warn", "checks.duplicate.action=warn", f"task.audio_reference.source={source}")
+        prepare("dub", root, base, tmp_path / "list.csv", *more)
+        stored, firsts = ShardSet.open(root / "pairs"), set()
+        assert len(stored)
+        for i in range(len(stored)):
+            pair = stored.read_pair(i)
+            first = pair.record["window"]["indices"][0]  # type: ignore[index]
+            firsts.add(first)
+            assert pair.sound is not None
+            assert encode_wav(pair.sound) == heard(tmp_path / "video.mp4", first + 10)
+            assert pair.reference_sound is not None
+            assert encode_wav(pair.reference_sound) == heard(tmp_path / name, first + offset)
+        assert max(firsts) > 0

@@ -17,6 +17,7 @@ from iclora_train.media.frame_times import FrameTimes
 from iclora_train.media.picture import is_picture, read_picture
 from iclora_train.media.rgb import changes, hdr_kind, upright_rgb, upright_size
 from iclora_train.media.section import Section, decode_section
+from iclora_train.media.sound_decoder import time_of
 
 PICTURE_RATE = Fraction(25)  # frames per second of a picture, which has one frame
 
@@ -46,21 +47,27 @@ class ClipInfo:
 
 
 def read_clip(
-    path: Path, numbers: Container[int] | None = None, section: Section | None = None
+    path: Path,
+    numbers: Container[int] | None = None,
+    section: Section | None = None,
+    times: dict[int, Fraction] | None = None,
 ) -> Iterator[np.ndarray]:
     """Frames of a video or picture as uint8 RGB (H,W,3), in presentation order: all, or only the frames in `numbers`.
 
     Frames are upright, have square pixels and BT.709 or sRGB colours, and are deinterlaced (`rgb.py`). With a section,
     only its frames are read, and numbers count from its first one. All frames are decoded, of a section far into a long
-    file those from shortly before it; only the yielded ones are converted to RGB. ValueError names the file and the
-    remedy.
+    file those from shortly before it; only the yielded ones are converted to RGB. times: gets the time in the file, in
+    seconds, of frame 0 and of each frame before it is yielded. ValueError names the file and the remedy.
     """
     if is_picture(path):
         if numbers is None or 0 in numbers:
             yield read_picture(path)
         return
     for number, decoded in enumerate(deinterlaced(decode(path)) if section is None else decode_section(path, section)):
-        if numbers is None or number in numbers:
+        chosen = numbers is None or number in numbers
+        if times is not None and (chosen or number == 0):
+            times[number] = time_of(decoded.frame)
+        if chosen:
             yield _shown(path, decoded)  # no name holds the picture here: its memory serves the next one
 
 

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import io
 import wave
-from collections.abc import Container
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
 
 from iclora_train.core.types import Sound
-from iclora_train.media.container import decode, open_video
-from iclora_train.media.section import Section, decode_section
-from iclora_train.media.sound_decoder import decode_sound, sound_stream, time_of
+from iclora_train.media.container import open_video
+from iclora_train.media.sound_decoder import decode_sound, sound_stream
 
 
 @dataclass(frozen=True)
@@ -71,15 +68,6 @@ def resample(sound: Sound, rate: int) -> Sound:
     frames = [*resampler.resample(frame), *resampler.resample(None)]
     samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
     return Sound(samples, rate).fitted(Fraction(-(-sound.samples.shape[1] * rate // sound.rate), rate))
-
-
-def frame_seconds(path: Path, numbers: Container[int], last: int, section: Section | None) -> dict[int, Fraction]:
-    """`start` of `read_sound` for frames of a video, or of a section that `numbers` count from: seconds after the first
-    frame of the video. last: the largest number."""
-    begin = time_of(next(decode(path)).frame)
-    frames = decode(path) if section is None else decode_section(path, section, as_shown=False)
-    shown = enumerate(islice(frames, last + 1))
-    return {number: time_of(decoded.frame) - begin for number, decoded in shown if number in numbers}
 
 
 def decode_wav(data: bytes) -> Sound:

@@ -18,7 +18,7 @@ from iclora_train.core.atomic_files import reraise_disk_full, write_atomic
 from iclora_train.core.progress import ProgressBar, progress_bar
 from iclora_train.core.wandb_run import failures_printed
 from iclora_train.training.metrics_table import KEY, MetricsTable, read_metrics
-from iclora_train.training.step_metrics import Row
+from iclora_train.training.step_metrics import AUDIO, Row
 from iclora_train.training.throughput import THROUGHPUT_COLUMNS
 from iclora_train.training.validation_metrics import CONDITIONS, PLAIN_CONDITIONS
 
@@ -151,7 +151,8 @@ class ConsoleLogger:
             self.console.print(f"step {step}  validation clips: PSNR {row['sampled_psnr']:.2f} dB{other}")
         if step > self.first:
             self.speed = _speed_text(row) if "s_per_step" in row else self.speed
-            self.bar.update(completed=step, note=f"loss {row['loss']:.4f}{self.speed}")
+            sound = f", sound {row[AUDIO]:.4f}" if AUDIO in row else ""
+            self.bar.update(completed=step, note=f"loss {row['loss']:.4f}{sound}{self.speed}")
 
     def close(self) -> None:
         self.stack.close()
