@@ -2,9 +2,9 @@
 
 Every claim needs adapter+reference; base+reference shows what the adapter adds, swapped whether the reference is used.
 These three on as many windows as a verdict needs are always sampled. Then, as far as the budget reaches: each of
-several references swapped alone, then left out, the base alone (control gain), strength 0 with the null test, the other
-strengths, masks, the empty prompt, the synthetic probes, more windows, more seeds. Only if the three do not fit, with
-fewer steps.
+several references swapped alone, then left out, the base alone (control gain), strength 0 with the null test, the
+video stream alone (whether the audio stream shows), the other strengths, masks, the empty prompt, the synthetic probes,
+more windows, more seeds. Only if the three do not fit, with fewer steps.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from eval.clips.conditions import (
     FADE_MASK,
     HALF_MASK,
     SWAPPED,
+    VIDEO_ALONE,
     Condition,
     at_strength,
     is_of_one_reference,
@@ -159,7 +160,8 @@ def _groups(conditions: Sequence[Condition]) -> list[tuple[str, ...]]:
     strengths = [c.strength for c in conditions if c.name.startswith("strength ") and c.strength > 0]
     order = sorted(strengths, key=lambda s: (s not in COARSE_STRENGTHS, -s))
     of_one = [(name,) for name in available if is_of_one_reference(name)]
-    groups = [*of_one, (BASE,), (at_strength(0).name, ADAPTER_ONLY), *((at_strength(s).name,) for s in order)]
+    groups = [*of_one, (BASE,), (at_strength(0).name, ADAPTER_ONLY), (VIDEO_ALONE,)]
+    groups += [(at_strength(s).name,) for s in order]
     groups += [(HALF_MASK,), (FADE_MASK,), (EMPTY_PROMPT,)]
     if ADAPTER_REFERENCE not in available:
         groups = [(name,) for group in groups for name in group if name not in CORE_PLAIN]

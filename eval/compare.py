@@ -178,6 +178,9 @@ def _other_weights(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 def _notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Other differences between the two evaluations, which may explain the result."""
     notes = [line for path in REPORTED for line in differences(_lookup(a, path), _lookup(b, path), path)]
+    first, second = (scores.get("audio", {}).get("stream", "off") for scores in (a, b))
+    if None not in (first, second) and first != second:
+        notes.insert(0, f"the judged model: the audio stream is {first} in A and {second} in B (model.audio)")
     notes += [f"the definition of {key}, which is left out" for key in _redefined(a, b)]
     return notes + [f"the weights of {name}, which is left out" for name in _other_weights(a, b)]
 

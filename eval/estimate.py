@@ -53,14 +53,15 @@ def estimate_sampling(
     all_seconds = measuring.wall(sampling, metrics, processes)
     done = f", {total - clips:,} are done" if clips < total else ""
     passes = (clips + probes) * steps * cost.passes
+    alone = "" if cost.video_alone is None else f"{cost.video_alone:.3g} s per step of the video stream alone, "
     by = "" if processes == 1 else f"{processes} processes "
     print_lines(
         console,
         f"{total:,} clips in {len(source.conditions)} conditions{done}, and {probes} of synthetic probes, with "
         f"{steps * cost.passes} passes each ({steps} steps x {cost.passes}): {passes:,} passes",
         f"measured: {cost.with_reference:.3g} s per pass and clip, {cost.without_reference:.3g} s without a reference, "
-        f"{cost.decoding:.3g} s for decoding, {measuring.clip + measuring.features:.3g} s for the metrics. Sampling "
-        f"takes {by}about {duration_text(sampling)}, the metrics {duration_text(metrics)}"
+        f"{alone}{cost.decoding:.3g} s for decoding, {measuring.clip + measuring.features:.3g} s for the metrics. "
+        f"Sampling takes {by}about {duration_text(sampling)}, the metrics {duration_text(metrics)}"
         f"{' meanwhile' if all_seconds < sampling + metrics else ''}: about {duration_text(all_seconds)}, until "
         f"{end_text(all_seconds)}; the report comes on top",
     )

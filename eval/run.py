@@ -150,7 +150,8 @@ def _evaluate(
         require_comparable(earlier, identity(source, suite))
     _print_header(source, suite, config, console)
     has_probes = plan is None or bool(plan["probes"])
-    with samplers("eval", rank) as group:
+    overrides = [] if source.audio_choice is None else source.audio_choice.overrides
+    with samplers("eval", rank, overrides) as group:
         work = _work(source, suite, folder, group, console)
         scorer = Scorer(source, work.batches, work.suite, features)
         costs = (cost or work.cost, measuring)
@@ -240,8 +241,11 @@ def _print_header(source: ClipSource, suite: Suite, config: Config, console: Con
     """Print what is evaluated, on how many clips, and notes about it."""
     count = f"{len(source.held_out.windows)} windows x {len(source.seeds)} seeds"
     print_lines(console, f"{config.task.name}: {source.judged.path} on {count}")
+    if source.audio_choice is not None:
+        print_lines(console, source.audio_choice.line)
     notes = [f"{missing.metric} is not run: {missing.reason}" for missing in suite.not_run]
     notes += control_notes(source, suite)
-    print_lines(
-        console, *(f"note: {note}" for note in (source.judged.note, *source.held_out.notes, *notes) if note is not None)
-    )
+    if config.task.reference_sound is not None and source.audio_choice is not None and not source.audio_choice.is_on:
+        notes.append("task.audio_reference is not used, because the video stream is sampled alone")
+    notes = [note for note in (source.judged.remarks, *source.held_out.notes, *notes) if note is not None]
+    print_lines(console, *(f"note: {note}" for note in notes))

@@ -17,6 +17,7 @@ import torch
 from eval.clips.clip_source import PROTOCOL, ClipSource
 from eval.clips.conditions import judged_row
 from eval.clips.windows import Window
+from eval.judging.audio_effect import audio_effect, audio_lines
 from eval.judging.control import control_scores, mask_scores, recorded_evidence
 from eval.judging.equal_frames import changed_outcomes
 from eval.judging.paired import paired_differences
@@ -100,6 +101,7 @@ def assemble(
             "fingerprint": base.fingerprint,
         },
         "adapter": source.judged.json_facts,
+        "audio": _audio(source),
         "clips": known["clips"],
         "seeds": known["seeds"],
         **({} if sequential is None else {"sequential": sequential}),
@@ -125,6 +127,14 @@ def assemble(
             "seconds_per_clip": {name: round(s / results.clips, 4) for name, s in results.seconds.items()},
         },
     }
+
+
+def _audio(source: ClipSource) -> dict[str, Any]:
+    """The entry `audio`: whether the audio stream was sampled, unknown for clips of another program, and the adapter's
+    modules that belong to it."""
+    choice = source.audio_choice
+    facts = {"stream": None, "reason": None, "in_checkpoint": source.base.has_audio_half}
+    return {**(facts if choice is None else choice.json_facts), **source.judged.audio_modules}
 
 
 def _judged_twice(scores: Mapping[str, Any], band: int, temporal: int) -> dict[str, Any]:
@@ -174,6 +184,7 @@ def judged(scores: Mapping[str, Any], band: int, temporal: int) -> dict[str, Any
         "paired": paired_differences(results.rows, recordings),
         "strength": [{"s": s, "metrics": estimates_of(row, recordings)} for s, row in evidence.strengths],
         "control": control_scores(results, evidence),
+        **audio_effect(results.changes, recordings),
         "diversity": estimates_of(results.diversity, recordings),
         "mask": mask_scores(results, evidence, band, temporal),
         "verdicts": verdicts,
@@ -232,7 +243,7 @@ def _provenance(config: Config, source: ClipSource) -> dict[str, Any]:
         "sigmas": source.sigmas,
         **_loss_sigmas(config),
         "precision": source.precision,
-        "note": source.judged.note,
+        "note": source.judged.remarks,
         "device": torch.cuda.get_device_name() if source.device.type == "cuda" else "cpu",
         "memory": _memory(source),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -264,7 +275,7 @@ def headline(scores: Mapping[str, Any]) -> list[str]:
         for source, cells in scores.get("sources", {}).items()
         if scores["primary"] in cells[judged_row(cells)]
     ]
-    sources += control_lines(scores)
+    sources += [*control_lines(scores), *audio_lines(scores)]
     if "sequential" in scores:
         note.append(stopping_line(scores["sequential"]))
     if any(map(is_small, verdicts)):

@@ -67,6 +67,7 @@ def train(config: Config) -> None:
     fit one another.
     """
     quiet_lightning()
+    config.require_trainable_audio()
     folder = Path(config.runs_dir, config.run)
     device = process_device(config)  # raises before any work when the GPU of trainer.accelerator is missing
     with ExitStack() as lock:

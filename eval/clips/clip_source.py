@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from eval.clips.audio_stream import AudioChoice
 from eval.clips.conditions import Condition, Item
 from eval.clips.judged_adapter import JudgedAdapter
 from eval.clips.windows import HeldOut, Window
@@ -58,23 +59,30 @@ class ClipCache:
             file.write(safetensors.torch.save({"clips": clips.contiguous()}, {"seconds": f"{seconds:.3f}"}))
 
 
+def device_of(config: Config) -> torch.device:
+    """The device that samples and decodes."""
+    return torch.device("cpu") if config.trainer.get("accelerator") == "cpu" else default_device()
+
+
 class ClipSource:
     """Gives the clips of every condition and batch; holds the held-out windows and the VAE.
 
     conditions: the conditions that this source can provide; seeds: the seeds of every window; sigmas: the noise
-    schedule; precision: dtype of the weights, as text.
+    schedule; precision: dtype of the weights, as text. audio_choice: whether the audio stream is sampled; None for
+    clips of another program.
     """
 
     conditions: list[Condition]
     seeds: list[int]
     sigmas: list[float]
     precision: str
+    audio_choice: AudioChoice | None = None
 
     def __init__(
         self, config: Config, base: BaseModel, judged: JudgedAdapter, held_out: HeldOut, cache: ClipCache
     ) -> None:
         self.config, self.held_out, self.cache, self.base, self.judged = config, held_out, cache, base, judged
-        self.device = torch.device("cpu") if config.trainer.get("accelerator") == "cpu" else default_device()
+        self.device = device_of(config)
         self.vae = base.vae().to(self.device)
         self.latent_size = held_out.latent_size
 

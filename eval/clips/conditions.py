@@ -21,6 +21,7 @@ SWAPPED_PREFIX = "swapped "  # of a condition in which one of several references
 WITHOUT_PREFIX = "without "  # of a condition without one of several references
 HALF_MASK = "half mask"
 FADE_MASK = "fade mask"
+VIDEO_ALONE = "video stream alone"  # the judged condition without the audio stream, where the others have it
 # Names of the rows that are measured without a model
 INPUT = "input"  # the reference itself
 CLASSIC = "classic filter"  # the reference after the best filter without a model
@@ -36,7 +37,7 @@ class Condition:
     the others are the window's own; None: it speaks of all. strength: attention strength of the references; without
     any, the strength of the adapter. mask: "" (no mask), "half" (keeps the reference in one half of
     the frame) or "fade" (weight 0 at the first latent frame, 1 at the last). empty_prompt: use the features of the
-    empty caption.
+    empty caption. audio: with the audio stream, where that is sampled (`audio_stream.AudioChoice`).
     """
 
     name: str
@@ -46,6 +47,7 @@ class Condition:
     mask: str = ""
     empty_prompt: bool = False
     only: int | None = None
+    audio: bool = True
 
     @property
     def has_reference(self) -> bool:
@@ -67,7 +69,15 @@ class Item:
     @property
     def noise_seed(self) -> int:
         """Seed of the noise: a function of the window and the seed, not of the condition."""
-        return int.from_bytes(hashlib.sha256(f"{self.window.key}/{self.seed}".encode()).digest()[:6])
+        return self._hashed("")
+
+    @property
+    def sound_seed(self) -> int:
+        """Seed of the noise of the sound, which does not depend on the condition either."""
+        return self._hashed("/sound")
+
+    def _hashed(self, purpose: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{self.window.key}/{self.seed}{purpose}".encode()).digest()[:6])
 
 
 def at_strength(strength: float, reference: bool = True) -> Condition:
@@ -93,13 +103,17 @@ def judged_row(rows: Container[str]) -> str:
     return ADAPTER_REFERENCE if ADAPTER_REFERENCE in rows else ADAPTER_ONLY
 
 
-def without_references(strengths: Iterable[float]) -> list[Condition]:
-    """All conditions of a task without references: adapter, base, empty prompt, strengths of the adapter below 1."""
+def without_references(strengths: Iterable[float], audio: bool = False) -> list[Condition]:
+    """All conditions of a task without references: adapter, base, empty prompt, strengths of the adapter below 1.
+
+    audio: the audio stream is sampled, and one condition leaves it out.
+    """
     return [
         at_strength(1, reference=False),
         Condition(BASE, False, "none"),
         Condition(EMPTY_PROMPT, True, "none", empty_prompt=True),
         *(at_strength(s, reference=False) for s in strength_sweep(strengths) if s < 1),
+        *([Condition(VIDEO_ALONE, True, "none", audio=False)] if audio else []),
     ]
 
 
@@ -129,11 +143,13 @@ def of_each_reference(names: Sequence[str]) -> list[Condition]:
     ]
 
 
-def all_conditions(strengths: Iterable[float], fade: bool = True, references: Sequence[str] = ()) -> list[Condition]:
+def all_conditions(
+    strengths: Iterable[float], fade: bool = True, references: Sequence[str] = (), audio: bool = False
+) -> list[Condition]:
     """All conditions: adapter on/off x reference on/off, swapped reference, empty prompt, strengths below 1, masks.
 
     fade=False for clips of a single latent frame, where a fade is impossible. references: names of several references,
-    of which each is swapped and left out, too.
+    of which each is swapped and left out, too. audio: as for `without_references`.
     """
     return [
         at_strength(1),
@@ -146,6 +162,7 @@ def all_conditions(strengths: Iterable[float], fade: bool = True, references: Se
         *(at_strength(s) for s in strength_sweep(strengths) if s < 1),
         Condition(HALF_MASK, True, "own", mask="half"),
         *([Condition(FADE_MASK, True, "own", mask="fade")] if fade else []),
+        *([Condition(VIDEO_ALONE, True, "own", audio=False)] if audio else []),
     ]
 
 

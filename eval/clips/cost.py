@@ -15,19 +15,23 @@ Batch = tuple[str, int]  # name of the condition, number of the batch
 class ClipCost:
     """Measured seconds of one clip: a pass of the transformer with and without a reference, and decoding.
 
-    passes: passes in a step (`Guidance.passes`).
+    passes: passes in a step (`Guidance.passes`, with sound `AudioGuidance.passes`). video_alone: seconds of a whole
+    step of the video stream alone, where the others have both.
     """
 
     with_reference: float
     without_reference: float
     decoding: float
     passes: int
+    video_alone: float | None = None
 
     def of(self, condition: Condition, steps: int) -> float:
         """Seconds of a clip under a condition, with `steps` sampling steps.
 
         A clip without one of several references counts as one with all.
         """
+        if not condition.audio and self.video_alone is not None:
+            return steps * self.video_alone + self.decoding
         one_pass = self.with_reference if condition.has_reference else self.without_reference
         return steps * self.passes * one_pass + self.decoding
 

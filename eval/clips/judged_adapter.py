@@ -14,6 +14,7 @@ from iclora_train.adapters.file import adapter_findings, inspect
 from iclora_train.adapters.metadata import TEMPORAL, declares_factor
 from iclora_train.adapters.official import completed, official_facts, recognise, require_supported, usage_notes
 from iclora_train.adapters.references import ReferenceLayout
+from iclora_train.adapters.sound_context import audio_placement
 from iclora_train.config import Config, ConfigError, Task, require
 from iclora_train.config.official import Match
 from iclora_train.config.references import strength_keys
@@ -40,7 +41,8 @@ class JudgedAdapter:
     path: the file, the folder, or `none`. adapter: None without an adapter file. foreign: the metadata does not declare
     the reference factors, so those of conf/official or of the task are used. note: a remark for the user. videos: the
     digest of the clips if a folder of clips is evaluated. official: the published adapter that the file is. strength:
-    of the adapter's weights. effect: a LoRA beside it. A condition without the adapter has neither.
+    of the adapter's weights. effect: a LoRA beside it. A condition without the adapter has neither. with_audio: the
+    audio stream is sampled, so that modules of it and of the attention between the streams are used.
     """
 
     path: str
@@ -52,6 +54,24 @@ class JudgedAdapter:
     official: Match | None = None
     strength: float = 1.0
     effect: EffectLora | None = None
+    with_audio: bool = False
+
+    @property
+    def audio_modules(self) -> dict[str, int]:
+        """The adapter's modules of the audio stream and of the attention between the streams: used and unused ones."""
+        count = 0 if self.adapter is None else len(self.adapter.audio)
+        return {"used_modules": count * self.with_audio, "unused_modules": count * (not self.with_audio)}
+
+    @property
+    def remarks(self) -> str | None:
+        """`note`, and modules that are not used."""
+        unused = self.audio_modules["unused_modules"]
+        if self.adapter is None or not unused:
+            return self.note
+        return self.with_note(
+            f"{unused} of its {len(self.adapter.weights)} modules are not used: they belong to the audio stream or to "
+            "cross-attention with it, and only the video stream is sampled"
+        ).note
 
     @property
     def weighted(self) -> list[tuple[lora.Adapter, float]]:
@@ -81,7 +101,7 @@ class JudgedAdapter:
             "sha256": self.sha256,
             "metadata": metadata,
             "foreign": self.foreign,
-            "unused_modules": 0 if self.adapter is None else len(self.adapter.audio),
+            "unused_modules": self.audio_modules["unused_modules"],
             "official": official_facts(self.official),
         }
 
@@ -128,7 +148,7 @@ def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
         adapter = import_adapter(path, spec, factors)
     if not declares_factor(known):
         notes.append(f"{path} does not declare its reference factors: the factors of task {task.name} are used")
-    notes += _use(config, adapter, official)
+    notes += _use(config, official)
     require(
         task.has_reference or not adapter.in_context,
         f"{path} takes a reference, and task {task.name} has none: evaluate it with the task that it was trained for",
@@ -145,7 +165,8 @@ def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
 
 
 def _require_references(path: Path, adapter: lora.Adapter, task: Task) -> None:
-    """ConfigError unless the references after the first are those of the task, in their order."""
+    """ConfigError unless the references after the first, in their order, and the audio reference are those of the
+    task."""
     declared = adapter.references[1:]
     expected = [ReferenceLayout(**more.layout()) for more in task.more_references]
     if declared != expected:
@@ -162,16 +183,18 @@ def _require_references(path: Path, adapter: lora.Adapter, task: Task) -> None:
             f"{layout.name}, and {keys} give {use.usual_strength:g} and {use.usual_attention:g}: evaluate it with the "
             "settings of its training",
         )
+    placed, sound = audio_placement(adapter.metadata), task.reference_sound
+    trained, asked = (f"the one of {name}" if name else "none" for name in (placed, sound and sound.placement))
+    require(
+        trained == asked,
+        f"{path} was trained with an audio reference: {trained}; task {task.name} has {asked} (task.audio_reference): "
+        "evaluate it with the task that it was trained for",
+    )
 
 
-def _use(config: Config, adapter: lora.Adapter, official: Match | None) -> list[str]:
-    """Notes about modules that are not used, and about a use that differs from the published one."""
+def _use(config: Config, official: Match | None) -> list[str]:
+    """Notes about a use that differs from the published one."""
     notes = []
-    if adapter.audio:
-        notes.append(
-            f"{len(adapter.audio)} of its {len(adapter.weights)} modules are not used: they belong to the audio stream "
-            "or to cross-attention with it, and only the video stream is sampled"
-        )
     if official is not None:
         trigger, task_trigger = official.official.trigger, config.task.trigger
         if trigger is not None and trigger != task_trigger:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.clips.attention_masks import fade_masks, fade_weights, half_masks
-from eval.clips.clip_source import ClipCache, ClipSource
+from eval.clips.audio_stream import AudioSampling, StreamLatents, choose_audio
+from eval.clips.clip_source import ClipCache, ClipSource, device_of
+from eval.clips.condition_references import ConditionReferences
 from eval.clips.conditions import ADAPTER_ONLY, Condition, Item, all_conditions, at_strength, without_references
 from eval.clips.cost import ClipCost
 from eval.clips.judged_adapter import JudgedAdapter
@@ -23,10 +24,10 @@ from iclora_train.core.device import synced_time
 from iclora_train.core.types import LatentPair
 from iclora_train.data.batch import collate
 from iclora_train.diffusion.clean_cells import CleanCells, kept_of_target
+from iclora_train.diffusion.joint_sampler import sample_with_sound
 from iclora_train.diffusion.kept_latents import KeptLatents
 from iclora_train.diffusion.loss import loss_at
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, draw_noise, sample
-from iclora_train.diffusion.training_inputs import reference_start
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer, compile_from_settings
 
@@ -37,8 +38,12 @@ class SampledClips(ClipSource):
     def __init__(
         self, config: Config, base: BaseModel, judged: JudgedAdapter, held_out: HeldOut, cache: ClipCache
     ) -> None:
-        super().__init__(config, base, judged, held_out, cache)
-        self.transformer = build_transformer(base, config.model, self.device)
+        device = device_of(config)
+        self.audio_choice = choose_audio(config, base, held_out, device)
+        # before the transformer is loaded, beside which there may be no room for the text encoder
+        self.audio = AudioSampling(base, held_out, cache.folder, device) if self.audio_choice.is_on else None
+        super().__init__(config, base, replace(judged, with_audio=self.audio_choice.is_on), held_out, cache)
+        self.transformer = build_transformer(base, config.model, self.device, self.audio_choice.is_on)
         if judged.adapter is not None:
             alone = judged.strength == 1 and judged.effect is None
             lora.load_adapter(self.transformer, judged.adapter if alone else judged.weighted)
@@ -51,9 +56,10 @@ class SampledClips(ClipSource):
         if config.task.has_reference:
             references = held_out.latents(held_out.windows[0]).references  # (C,f',h',w') each
             length = max(reference.shape[1] for reference in references)
-            self.conditions = all_conditions(config.eval.strengths, min(f, length) > 1, config.task.reference_names)
+            fade, names = min(f, length) > 1, config.task.reference_names
+            self.conditions = all_conditions(config.eval.strengths, fade, names, self.audio_choice.is_on)
         else:
-            self.conditions = without_references(config.eval.strengths)
+            self.conditions = without_references(config.eval.strengths, self.audio_choice.is_on)
         self.restrict(config, held_out, [condition.name for condition in self.conditions])
 
     def restrict(self, config: Config, held_out: HeldOut, conditions: Collection[str]) -> None:
@@ -62,14 +68,22 @@ class SampledClips(ClipSource):
         self.latent_size = held_out.latent_size
         self.clean_cells = CleanCells(config.task.conditions, self.base.geometry.temporal)
         self.conditions = [condition for condition in self.conditions if condition.name in conditions]
-        unprompted = self.empty if config.sample.guidance > 1 else None
+        guided = config.sample.guidance > 1 or (self.audio is not None and config.sample.audio_scales.guidance > 1)
         self.sampler = SamplerSettings.from_config(
-            config.sample, config.flow, self.latent_size, self.transformer.config.num_layers, unprompted
+            config.sample,
+            config.flow,
+            self.latent_size,
+            self.transformer.config.num_layers,
+            self.empty if guided else None,
         )
+        if self.audio is not None:
+            self.sampler = replace(self.sampler, audio=self.audio.guidance(config.sample))
         self.sigmas = list(self.sampler.sigmas)
 
     def specification(self, condition: Condition, batch: Sequence[Item]) -> dict[str, Any]:
         """All settings that determine these clips, JSON-serialisable. The name of the condition is not included."""
+        audio = self._audio_of(condition)
+        placement = None if self._sound_donors(condition, batch) is None else self.config.task.audio_reference.placement
         return {
             **self._common_spec(),
             **(self.judged.specification if condition.adapter else {"adapter": None}),
@@ -85,6 +99,7 @@ class SampledClips(ClipSource):
             **({"strengths": usual} if set(usual := self._usual()) - {(1.0, 1.0)} else {}),
             "sigmas": self.sigmas,
             **self._sampler_spec(),
+            **({} if audio is None else {"audio": audio.specification(self.config.sample, placement)}),
             **({"conditions": conditions} if (conditions := self.clean_cells.usual_settings()) else {}),
             "items": [
                 [item.window.key, self._donor(condition, item).key, item.window.mask_left, item.seed] for item in batch
@@ -106,6 +121,15 @@ class SampledClips(ClipSource):
         stg = {"stg": [settings.stg_scale, *settings.stg_blocks]} if settings.stg_scale else {}
         rescale = {"rescale": settings.rescale} if settings.rescale else {}
         return {"guidance": settings.guidance, **stg, **rescale, **sampler}
+
+    def _sound_donors(self, condition: Condition, batch: Sequence[Item]) -> list[Window] | None:
+        """Whose audio references the clips of a condition have: it goes along with the first reference, and is left out
+        at strength 0. None for a task or a condition without one."""
+        task = self.config.task
+        kind = condition.reference_of(0) if task.has_reference else "own"
+        if task.reference_sound is None or kind == "none" or (task.has_reference and condition.strength == 0):
+            return None
+        return [item.window if kind == "own" else self._donor(condition, item) for item in batch]
 
     def _donor(self, condition: Condition, item: Item) -> Window:
         """The window whose references, or the one that the condition speaks of, condition the sample."""
@@ -131,15 +155,19 @@ class SampledClips(ClipSource):
 
         Each is run three times and the fastest run counts: the first one may compile kernels.
         """
-        step = replace(self.sampler, sigmas=(1.0, 0.0))
-        passes = self.sampler.guidance.passes
+        step, count = replace(self.sampler, sigmas=(1.0, 0.0)), len(batch)
+        guidance = self.sampler.guidance
+        passes = guidance.passes if self.audio is None else self.sampler.audio.passes(guidance)
         judged = at_strength(1, self.config.task.has_reference)
-        latent, with_reference = self._timed(lambda: self._sample(judged, batch, step))
-        _, without_reference = self._timed(lambda: self._sample(Condition(ADAPTER_ONLY, True, "none"), batch, step))
+        latent, with_reference = self._timed(lambda: self._latents(judged, batch, step))
+        _, without_reference = self._timed(lambda: self._latents(Condition(ADAPTER_ONLY, True, "none"), batch, step))
+        video_alone = None
+        if self.audio is not None:
+            _, seconds = self._timed(lambda: self._latents(replace(judged, audio=False), batch, step))
+            video_alone = seconds / count
         _, decoding = self._timed(lambda: self._decode(latent))
-        return ClipCost(
-            with_reference / passes / len(batch), without_reference / passes / len(batch), decoding / len(batch), passes
-        )
+        with_reference, without_reference = with_reference / passes / count, without_reference / passes / count
+        return ClipCost(with_reference, without_reference, decoding / count, passes, video_alone)
 
     def pass_times(self, batch: Sequence[Item], repeats: int) -> list[tuple[float, float]]:
         """Seconds of a step with the reference and of one without it, by turns, after a first one of each."""
@@ -149,7 +177,7 @@ class SampledClips(ClipSource):
         for _ in range(repeats + 1):
             marks = [synced_time(self.device)]
             for condition in conditions:
-                self._sample(condition, batch, step)
+                self._latents(condition, batch, step)
                 marks.append(synced_time(self.device))
             times.append((marks[1] - marks[0], marks[2] - marks[1]))
         return times[1:]
@@ -164,13 +192,28 @@ class SampledClips(ClipSource):
         return result, min(seconds)
 
     def _make(self, condition: Condition, batch: Sequence[Item]) -> Tensor:
-        return self._decode(self._sample(condition, batch, self.sampler))
+        return self._decode(self._latents(condition, batch, self.sampler))
+
+    def _audio_of(self, condition: Condition) -> AudioSampling | None:
+        """The audio stream of a condition that is sampled with it."""
+        return self.audio if condition.audio else None
+
+    def _latents(self, condition: Condition, batch: Sequence[Item], sampler: SamplerSettings) -> Tensor:
+        """The latents (B,C,f,h,w) of a batch; clips whose sounds have other lengths, at another rate, are sampled
+        apart."""
+        audio = self._audio_of(condition)
+        if audio is None:
+            return self._sample(condition, batch, sampler)
+        rates = [self.held_out.fps(item.window) for item in batch]
+        groups = audio.rows_by_length(self.latent_size[0], rates)
+        parts = [self._sample(condition, [batch[row] for row in rows], sampler) for rows in groups]
+        order = torch.tensor([row for rows in groups for row in rows]).argsort()
+        return torch.cat(parts)[order.to(parts[0].device)]
 
     def _sample(self, condition: Condition, batch: Sequence[Item], sampler: SamplerSettings) -> Tensor:
-        """The latents (B,C,f,h,w) of a batch."""
-        return self._denoise(
-            condition, batch, sampler, self.held_out, self._references(condition, batch, self.held_out)
-        )
+        """The latents (B,C,f,h,w) of a batch whose sounds are equally long."""
+        references = self._references(condition, batch, self.held_out)
+        return self._denoise(condition, batch, sampler, self.held_out, references).video
 
     def _denoise(
         self,
@@ -179,26 +222,25 @@ class SampledClips(ClipSource):
         sampler: SamplerSettings,
         held_out: HeldOut,
         references: Sequence[Reference],
-        start: Tensor | None = None,
-    ) -> Tensor:
+        start: StreamLatents | None = None,
+    ) -> StreamLatents:
         """One run of the sampler at the size of the windows of `held_out`; start: clean latents to begin from."""
         pairs = [held_out.latents(item.window) for item in batch]
         text = torch.stack([pair.text for pair in pairs]).to(self.device)  # (B,T,D)
         if condition.empty_prompt:
             text = self.empty.expand(len(pairs), -1, -1)
+        size, fps = held_out.latent_size, torch.tensor([pair.fps for pair in pairs])
+        clips = (self.transformer, text, size, self.base.geometry, fps, sampler, [item.noise_seed for item in batch])
+        kept, audio = self._kept(pairs), self._audio_of(condition)
+        video, sound = (None, None) if start is None else start
         with self._adapter_of(condition):
-            return sample(
-                self.transformer,
-                text,
-                held_out.latent_size,
-                self.base.geometry,
-                torch.tensor([pair.fps for pair in pairs]),
-                sampler,
-                [item.noise_seed for item in batch],
-                references,
-                kept=self._kept(pairs),
-                start=start,
-            )
+            if audio is None:
+                return StreamLatents(sample(*clips, references, kept, video))
+            heard = None if start else self._sound_donors(condition, batch)  # the second stage has no references
+            donors = None if heard is None else [held_out.latents(window) for window in heard]
+            placement = self.config.task.audio_reference.placement
+            stream = audio.stream(pairs, batch, size[0], condition.empty_prompt, sound, donors, placement)
+            return StreamLatents(*sample_with_sound(*clips, stream, references, kept, video))
 
     def _kept(self, pairs: Sequence[LatentPair]) -> KeptLatents | None:
         """The given parts of the targets; None if the task gives none."""
@@ -247,34 +289,12 @@ class SampledClips(ClipSource):
         windows = donors = collate([held_out.latents(item.window) for item in batch])
         if condition.reference == "other":
             donors = collate([held_out.latents(self._donor(condition, item)) for item in batch])
-        result = []
-        for number in range(len(windows.references)):
-            kind = condition.reference_of(number)
-            if kind != "none":
-                latents = (windows if kind == "own" else donors).references[number]
-                task = self.config.task.of_reference(number)
-                start = reference_start(task, windows, number, self.base.geometry.temporal)
-                result.append(self._reference(condition, batch, latents, number, start))
-        return result
-
-    def _reference(
-        self, condition: Condition, batch: Sequence[Item], latents: Tensor, number: int, start: int | Tensor
-    ) -> Reference:
-        """Reference `number` (B,C,f,h,w), with the strength and the mask of a condition on its own grid.
-
-        start: the target frame at which it begins, in its own clip; a drawn one (B,) also holds for the reference of
-        another clip, so that only the content differs.
-        """
-        task, mask = self.config.task.of_reference(number), None
-        if condition.mask == "half":
-            mask = half_masks([item.window.mask_left for item in batch], latents.shape[-1])
-        elif condition.mask == "fade":
-            mask = fade_masks(len(batch), latents.shape[2], self._fade_at(start))
-        places = start if isinstance(start, Tensor) else None
-        return Reference.of_task(latents.to(self.device), task, condition.strength, mask, places, number)
-
-    def _fade_at(self, start: int | Tensor) -> list[float]:
-        """The weight of the fade mask in the target's latent frame in which a reference begins; of all or (B,)."""
-        f, temporal = self.latent_size[0], self.base.geometry.temporal
-        frames = start.tolist() if isinstance(start, Tensor) else [start]
-        return [0.0 if f == 1 else fade_weights(f)[-(-frame // temporal)] for frame in frames]
+        made = ConditionReferences(
+            condition,
+            self.config.task,
+            self.latent_size[0],
+            self.base.geometry.temporal,
+            [item.window.mask_left for item in batch],
+            self.device,
+        )
+        return made.of(windows, donors)

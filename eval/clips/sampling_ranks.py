@@ -52,11 +52,12 @@ def sampling_rank(config: Config) -> SamplingRank:
 class Samplers:
     """The processes that sample together with the first one, which has this object.
 
-    command: what is started as the other processes, with the settings of this process. rank: of this process.
+    command: what is started as the other processes, with the settings of this process and, after them, `overrides`.
+    rank: of this process.
     """
 
-    def __init__(self, command: str, rank: SamplingRank) -> None:
-        self.command, self.count = command, rank.count
+    def __init__(self, command: str, rank: SamplingRank, overrides: Sequence[str] = ()) -> None:
+        self.command, self.count, self.overrides = command, rank.count, overrides
         self._are_started = False
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._pipe = ExitStack()  # ends the others however this process ends
@@ -72,7 +73,7 @@ class Samplers:
             self._pipe.callback(os.close, reading)
             for number in range(1, self.count):
                 self._processes[number] = subprocess.Popen(
-                    child_command(self.command, reading),
+                    child_command(self.command, reading, *self.overrides),
                     env={**os.environ, **_variables(number, self.count)},
                     pass_fds=[reading],
                     process_group=0,
@@ -104,9 +105,9 @@ class Samplers:
 
 
 @contextmanager
-def samplers(command: str, rank: SamplingRank) -> Iterator[Samplers]:
+def samplers(command: str, rank: SamplingRank, overrides: Sequence[str] = ()) -> Iterator[Samplers]:
     """The processes of `rank`, which `Samplers.start` starts. They end with the block."""
-    group, is_done = Samplers(command, rank), False
+    group, is_done = Samplers(command, rank, overrides), False
     try:
         yield group
         is_done = True

@@ -1,6 +1,7 @@
 """Clips sampled in two stages, as `generate` does with an upsampler: half the size with references, then refined.
 
-The second stage has neither references nor guidance; the adapter stays in the weights (docs/generate.md).
+The second stage refines the sound too. It has neither references nor guidance; the adapter stays in the weights
+(docs/generate.md).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from eval.clips.audio_stream import StreamLatents
 from eval.clips.clip_source import ClipCache
 from eval.clips.conditions import Condition, Item
 from eval.clips.judged_adapter import JudgedAdapter
@@ -20,7 +22,7 @@ from eval.clips.sampled import SampledClips
 from eval.clips.windows import HeldOut
 from iclora_train.config import Config
 from iclora_train.core.atomic_files import sha256
-from iclora_train.diffusion.guidance import Guidance
+from iclora_train.diffusion.guidance import AudioGuidance, Guidance
 from iclora_train.diffusion.noise_schedule import DISTILLED_STAGE2
 from iclora_train.diffusion.sampler import SamplerSettings
 from iclora_train.ltx2.base_model import BaseModel
@@ -54,5 +56,6 @@ class TwoStageClips(SampledClips):
     def _sample(self, condition: Condition, batch: Sequence[Item], sampler: SamplerSettings) -> Tensor:
         references = self._references(condition, batch, self.half)
         first = self._denoise(condition, batch, sampler, self.half, references)
-        refine = replace(sampler, sigmas=DISTILLED_STAGE2, guidance=Guidance())
-        return self._denoise(condition, batch, refine, self.held_out, (), self.upsampler(first))
+        enlarged = StreamLatents(self.upsampler(first.video), first.sound)
+        refine = replace(sampler, sigmas=DISTILLED_STAGE2, guidance=Guidance(), audio=AudioGuidance())
+        return self._denoise(condition, batch, refine, self.held_out, (), enlarged).video

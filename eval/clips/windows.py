@@ -21,7 +21,7 @@ from iclora_train.data.clip_hashes import KnownClip, known_clips
 from iclora_train.data.controls import Control, controls_of, joint_name
 from iclora_train.data.heldout import EvaluationPlan
 from iclora_train.data.shard_index import ShardSample
-from iclora_train.data.shards import ShardSet
+from iclora_train.data.shards import EMPTY_AUDIO_TEXT_FILE, ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 
 
@@ -63,6 +63,7 @@ class HeldOut:
         self._pairs, self._latents = pairs, latents
         self._pair_row = {sample.key: i for i, sample in enumerate(pairs.samples)}
         self._latent_row = {sample.key: i for i, sample in enumerate(latents.samples)}
+        self._rates: dict[str, float] = {}
         every = [*samples, *donors]
         self.controls = {sample.key: () if task is None else self._controls_of(sample, task) for sample in every}
         kinds = [joint_name([control.name for control in self.controls[sample.key]]) for sample in every]
@@ -86,6 +87,11 @@ class HeldOut:
         Raises ConfigError for shards of another base, pairs without a reference that the task has, and as
         `EvaluationPlan.of` does.
         """
+        require(
+            not config.task.video_given,
+            f"task {config.task.name} makes the sound of a given video (task.video_given), and eval judges videos: the "
+            "figures of the sound are in metrics.csv of the run (audio_gain, audio_swap_gap)",
+        )
         plan = EvaluationPlan.of(config)
         plan.latents.require_base(base.name, base.latent_fingerprints)
         held_out = cls(plan.pairs, plan.latents, plan.samples, plan.recordings, plan.notes, plan.donors, config.task)
@@ -134,6 +140,12 @@ class HeldOut:
         """The pair of a window as latents, with its text features."""
         return self._latents.read_latents(self._latent_row[window.key])
 
+    def fps(self, window: Window) -> float:
+        """Frames per second of a window."""
+        if window.key not in self._rates:
+            self._rates[window.key] = self._latents.record(self._latent_row[window.key]).fps
+        return self._rates[window.key]
+
     def known_clips(self, root: Path) -> dict[str, KnownClip]:
         """How the clips of the evaluated windows are recognised. root: data.root."""
         clips = {self._pairs.samples[self._pair_row[window.key]].source for window in self.windows}
@@ -147,6 +159,19 @@ class HeldOut:
     def empty_text(self) -> Tensor:
         """Text features (T,D) of the empty caption."""
         return self._latents.empty_text()
+
+    def empty_audio_text(self) -> Tensor:
+        """Text features (T,D') of the empty caption of the audio stream. ShardError if the set has no sound."""
+        return self._latents.empty_text(EMPTY_AUDIO_TEXT_FILE)
+
+    def captions_without_audio_text(self) -> list[str]:
+        """Captions of the windows whose latents have no text features of the audio stream (data.sound).
+
+        They are those of the whole split, because a plan for fewer windows may choose others.
+        """
+        split = self._latents.samples[self._latent_row[self.windows[0].key]].split
+        records = [self._latents.record(i) for i in self._latents.indices(split)]
+        return list(dict.fromkeys(record.caption for record in records if "sound" not in record.record))
 
     @property
     def latent_size(self) -> tuple[int, int, int]:

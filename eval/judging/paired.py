@@ -10,13 +10,14 @@ from eval.clips.conditions import (
     BASE_REFERENCE,
     CLASSIC,
     INPUT,
+    VIDEO_ALONE,
     is_of_one_reference,
     judged_row,
 )
 from eval.statistics.estimates import Estimate, Values, estimate_or_none
 
-COMPARED = (INPUT, CLASSIC, BASE_REFERENCE)  # what adapter+reference is compared with
-COMPARED_PLAIN = (BASE,)  # what the adapter is compared with in a task without references
+COMPARED = (INPUT, CLASSIC, BASE_REFERENCE, VIDEO_ALONE)  # what adapter+reference is compared with
+COMPARED_PLAIN = (BASE, VIDEO_ALONE)  # what the adapter is compared with in a task without references
 
 
 def paired_differences(

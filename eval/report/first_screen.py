@@ -11,6 +11,7 @@ from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, BASE_RE
 from eval.judging.answer import answer
 from eval.judging.ranking import Example, Ranking, ranking
 from eval.report import tables
+from eval.report.audio import judged_streams
 from eval.report.exhibits import REFERENCE, TARGET, Exhibit, reference_titles
 from eval.report.media import Media
 from eval.report.players import figure, player, timing
@@ -48,9 +49,10 @@ def _basis(scores: Scores) -> str:
     """What was evaluated on how many windows; and the synthetic probes in numbers."""
     recordings, probes = {clip["source"] for clip in scores["clips"]}, scores["simple"]
     seeds = f"{len(scores['seeds'])} seed{'s' if len(scores['seeds']) > 1 else ''}"
+    base, streams = f"{scores['base']['name']} {scores['base']['version']}", judged_streams(scores)
     text = escape(
         f"{len(scores['clips'])} held-out windows of {len(recordings)} recordings, {seeds} each; "
-        f"base {scores['base']['name']} {scores['base']['version']}; {scores['adapter']['path']}"
+        f"base {base}{f', {streams}' if streams else ''}; {scores['adapter']['path']}"
     )
     if not probes:
         return text

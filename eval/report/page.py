@@ -15,7 +15,7 @@ from typing import Any
 from eval.clips.conditions import ADAPTER_REFERENCE, FADE_MASK, HALF_MASK, judged_row
 from eval.judging.ranking import first_examples, ranking
 from eval.judging.verdicts import tally
-from eval.report import first_screen, masks, players, probes, strength, tables, verdicts
+from eval.report import audio, first_screen, masks, players, probes, strength, tables, verdicts
 from eval.report.exhibits import Exhibit, examples
 from eval.report.media import Media
 from eval.synthetic.run import ProbeClips
@@ -127,6 +127,7 @@ def _sections(
             f"With and without {'adapter and reference' if has_reference else 'the adapter'}",
             tables.conditions(scores),
         ),
+        ("audio", "Audio stream", audio.section(scores)),
         ("harm", "Worse than the input?", tables.harmed(scores)),
         ("sources", "Sources", tables.sources(scores)),
         ("clips", "Clips", _clips(parts)),

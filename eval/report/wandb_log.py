@@ -23,6 +23,7 @@ from eval.clips.conditions import (
     FADE_MASK,
     HALF_MASK,
     SWAPPED,
+    VIDEO_ALONE,
     at_strength,
     is_of_one_reference,
     judged_row,
@@ -152,9 +153,10 @@ def clip_rows(media: Media, scores: Scores) -> Iterator[list[Any]]:
 
 
 def _players(scores: Scores) -> list[str]:
-    """The clips of the table of clips: those of every task, strengths, then those of several references."""
-    of_one = [name for name in scores["windows"] if is_of_one_reference(name)]
-    return [*CONDITIONS, *_strengths(scores), *_further_references(scores), *of_one]
+    """The clips of the table of clips: those of every task, strengths, those of several references, then the
+    video stream alone where both were sampled."""
+    others = [name for name in scores["windows"] if is_of_one_reference(name) or name == VIDEO_ALONE]
+    return [*CONDITIONS, *_strengths(scores), *_further_references(scores), *others]
 
 
 def _further_references(scores: Scores) -> list[str]:

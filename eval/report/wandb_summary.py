@@ -8,6 +8,7 @@ from typing import Any
 
 from eval.clips.conditions import judged_row
 from eval.judging.answer import answer
+from eval.judging.audio_effect import metric_differences
 from eval.judging.harm import harm
 from eval.judging.ranking import ranking
 
@@ -16,7 +17,8 @@ Scores = Mapping[str, Any]
 
 def summary(scores: Scores) -> dict[str, Any]:
     """`report/...`, the same keys for every task; `<row>/<metric>` -> {mean, low, high, n}; the same of sets of clips
-    (`sets/<row>/<metric>`) and of sources (`sources/<source>/<metric>`, adapter+reference); control, claims, probes."""
+    (`sets/<row>/<metric>`) and of sources (`sources/<source>/<metric>`, adapter+reference); control, claims, probes,
+    audio."""
     estimates = {
         f"{row}/{metric}": dict(value) for row, metrics in scores["cells"].items() for metric, value in metrics.items()
     }
@@ -40,7 +42,29 @@ def summary(scores: Scores) -> dict[str, Any]:
         "gates/passed": sum(holding),
         "gates/of": len(holding) + len(scores["gates"]["not_measured"]),
     }
-    return {**first_page(scores), **estimates, **control, **passed, **outcomes, **probes, **counts, **gates}
+    return {
+        **first_page(scores),
+        **estimates,
+        **control,
+        **passed,
+        **outcomes,
+        **probes,
+        **counts,
+        **gates,
+        **audio(scores),
+    }
+
+
+def audio(scores: Scores) -> dict[str, Any]:
+    """`audio/...` of a base with an audio half: which streams were sampled, the adapter's modules of the audio stream,
+    the PSNR between the outputs with and without it, and `audio/difference/<metric>`, with it minus without."""
+    facts = scores.get("audio", {})
+    if not facts.get("in_checkpoint"):
+        return {}
+    effect = {name: dict(value) for name, value in scores.get("audio_effect", {}).items()}
+    differences = {f"difference/{metric}": dict(value) for metric, value in metric_differences(scores).items()}
+    values = {key: facts[key] for key in ("stream", "reason", "used_modules", "unused_modules")}
+    return {f"audio/{key}": value for key, value in {**values, **effect, **differences}.items()}
 
 
 def first_page(scores: Scores) -> dict[str, Any]:

@@ -6,12 +6,23 @@ from collections.abc import Container, Sequence
 
 from eval.clips.attention_masks import half_columns
 from eval.clips.clip_source import ClipSource
-from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, HALF_MASK, Item, at_strength
+from eval.clips.conditions import (
+    ADAPTER_ONLY,
+    ADAPTER_REFERENCE,
+    BASE,
+    HALF_MASK,
+    VIDEO_ALONE,
+    Item,
+    at_strength,
+    judged_row,
+)
 from eval.metrics import change, diversity
+from eval.metrics.picture import psnr
 
 MASKED = (ADAPTER_REFERENCE, at_strength(0).name, HALF_MASK)  # conditions that the half mask is compared with
 NULL = (ADAPTER_ONLY, at_strength(0).name)  # compared where strength is that of a reference
 DRIFT = (ADAPTER_ONLY, BASE)
+AUDIO_PSNR = "audio_psnr"  # key of per_window.changes
 DIVERSITY_CONDITIONS = (ADAPTER_REFERENCE, at_strength(0).name, ADAPTER_ONLY, BASE)
 
 
@@ -22,12 +33,14 @@ def has_changes(source: ClipSource) -> bool:
 
 
 def _compared(names: Container[str]) -> tuple[tuple[str, ...], ...]:
-    """The comparisons of a task with references (masks, null test, drift) or without them (drift)."""
-    return (MASKED, NULL, DRIFT) if ADAPTER_REFERENCE in names else (DRIFT,)
+    """The comparisons of a task with references (masks, null test, drift, audio) or without them (drift, audio)."""
+    audio = (judged_row(names), VIDEO_ALONE)
+    return (MASKED, NULL, DRIFT, audio) if ADAPTER_REFERENCE in names else (DRIFT, audio)
 
 
 def condition_changes(source: ClipSource, batch: Sequence[Item], i: int) -> dict[str, float]:
-    """Mean absolute differences (levels) between conditions for one item, keyed as `mask` and `control` in scores.json.
+    """Mean absolute differences (levels) between conditions for one item, keyed as `mask` and `control` in scores.json,
+    and the PSNR (dB) between the output with and without the audio stream.
 
     Inside and outside are the two halves of the half mask, without the transition band. Comparisons with a condition
     that is not sampled are left out.
@@ -52,6 +65,8 @@ def condition_changes(source: ClipSource, batch: Sequence[Item], i: int) -> dict
         if compared in possible:
             first, second = (clips[name] for name in compared)
             changes[key] = change(first, second, slice(0, first.shape[2]))
+    if VIDEO_ALONE in clips:
+        changes[AUDIO_PSNR] = float(psnr(clips[judged_row(by_name)], clips[VIDEO_ALONE]).mean())
     return changes
 
 

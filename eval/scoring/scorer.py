@@ -143,7 +143,7 @@ class Scorer:
                 ]
                 donor_futures += zip(batch, donor, strict=True)
                 running = running + donor
-            if VELOCITY_LOSS in self.suite.metrics:
+            if VELOCITY_LOSS in self.suite.metrics and condition.audio:  # that loss is of the video stream in any case
                 values_of_batch = self.source.velocity_losses(condition, batch)
                 losses |= {i: {VELOCITY_LOSS.key: loss} for i, loss in zip(batch, values_of_batch, strict=True)}
             numbers = [item.window.number for item in batch]

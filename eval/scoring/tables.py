@@ -18,13 +18,14 @@ from eval.clips.conditions import (
     FLOOR,
     INPUT,
     SWAPPED,
+    VIDEO_ALONE,
     is_of_one_reference,
 )
 from eval.scoring.results import Results, Row
 from eval.statistics.estimates import Values
 
 FIRST_ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED)
-LAST_ROWS = (EMPTY_PROMPT, INPUT, CLASSIC, CEILING, FLOOR)
+LAST_ROWS = (EMPTY_PROMPT, VIDEO_ALONE, INPUT, CLASSIC, CEILING, FLOOR)
 DIGITS = 6
 
 

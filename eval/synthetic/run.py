@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eval.clips.audio_stream import AudioSampling
 from eval.clips.conditions import at_strength
 from eval.clips.sampled import SampledClips
 from eval.synthetic.plan import SEEDS, ProbePlan, ProbeSample
@@ -26,6 +27,7 @@ from eval.synthetic.probes import Probe
 from eval.synthetic.shapes import Clip
 from iclora_train.config import Task
 from iclora_train.core.types import Geometry
+from iclora_train.diffusion.joint_sampler import sample_with_sound
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.vae.video_vae import VideoVAE
@@ -49,7 +51,7 @@ class ProbeClips:
 class ProbeSampler:
     """Samples the clips of a plan.
 
-    size: latent size (f, h, w). text: features (T,D) of the empty caption.
+    size: latent size (f, h, w). text: features (T,D) of the empty caption. audio: None without the audio stream.
     """
 
     transformer: Transformer
@@ -60,6 +62,7 @@ class ProbeSampler:
     fps: float
     text: Tensor
     sampler: SamplerSettings
+    audio: AudioSampling | None = None
 
     @cached_property
     def plan(self) -> ProbePlan:
@@ -74,17 +77,15 @@ class ProbeSampler:
     @torch.no_grad()
     def clips(self, samples: Sequence[ProbeSample]) -> Tensor:
         """Sample clips, uint8 (B,F,H,W,3)."""
-        references = self.references[[entry.donor for entry in samples]]
-        latent = sample(
-            self.transformer,
-            self.text.expand(len(samples), -1, -1),
-            self.size,
-            self.geometry,
-            self.fps,
-            self.sampler,
-            [entry.noise_seed for entry in samples],
-            [Reference.of_task(references, self.task)],
-        )
+        count, seeds = len(samples), [entry.noise_seed for entry in samples]
+        references = [Reference.of_task(self.references[[entry.donor for entry in samples]], self.task)]
+        text = self.text.expand(count, -1, -1)
+        clips = (self.transformer, text, self.size, self.geometry, self.fps, self.sampler, seeds)
+        if self.audio is None:
+            latent = sample(*clips, references)
+        else:
+            stream = self.audio.probe_stream(count, self.size[0], self.fps)
+            latent, _ = sample_with_sound(*clips, stream, references)
         return to_uint8(self.vae.decode(latent)).cpu()
 
 
@@ -100,6 +101,7 @@ def probe_sampler(source: SampledClips) -> ProbeSampler:
         held_out.latents(held_out.windows[0]).fps,
         held_out.empty_text().to(source.device),
         source.sampler,
+        source.audio,
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import torch
 from rich.console import Console
 
-from eval.clips.clip_source import PROTOCOL, ClipCache
+from eval.clips.audio_stream import choose_audio
+from eval.clips.clip_source import PROTOCOL, ClipCache, device_of
 from eval.clips.conditions import (
     ADAPTER_REFERENCE,
     BASE_REFERENCE,
@@ -62,7 +63,9 @@ class Measurements:
         self.config, self.folder = config, folder
         self.base = open_base(config.model)
         self.held_out = HeldOut.open(config, self.base)
-        self.judged: JudgedAdapter = open_unseen_adapter(config, self.base, self.held_out)
+        self.audio = choose_audio(config, self.base, self.held_out, device_of(config))
+        judged = open_unseen_adapter(config, self.base, self.held_out)
+        self.judged: JudgedAdapter = replace(judged, with_audio=self.audio.is_on)
         self.cache = ClipCache(Path(config.runs_dir, config.run, "eval-cells"))
         frames, height, width, _ = self.held_out.pair(self.held_out.windows[0]).target.shape
         self.size = (frames, height, width)
@@ -78,7 +81,12 @@ class Measurements:
     def settings(self, variant: Variant) -> TransferConfig:
         """The settings under which a variant is sampled. Only the reference has attention strengths besides 1."""
         strengths = [1.0, *self.config.transfer.attention_strengths, 0.0] if variant.name == REFERENCE else [1.0]
-        model = replace(self.config.model, precision=variant.precision, checkpoint=variant.checkpoint)
+        model = replace(
+            self.config.model,
+            precision=variant.precision,
+            checkpoint=variant.checkpoint,
+            audio=self.audio.setting,  # the same for all choices
+        )
         evaluation = replace(self.config.eval, strengths=strengths)
         return replace(self.config, sample=variant.sample, model=model, eval=evaluation)
 
@@ -105,6 +113,7 @@ class Measurements:
         facts = {
             "protocol": [PROTOCOL, DEFINITIONS],
             "base": open_base(config.model).fingerprint,
+            **({"audio": "on"} if self.audio.is_on else {}),
             "adapter": self.judged.sha256,
             "effect": sha256(Path(effect)) if effect is not None and variant.effect_strength is not None else None,
             "upsampler": sha256(Path(upsampler)) if upsampler is not None and variant.two_stage else None,

@@ -173,6 +173,7 @@ def _provenance(measurements: Measurements) -> dict[str, Any]:
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "settings": {section: asdict(getattr(config, section)) for section in ("task", "transfer", "eval", "sample")},
+        "audio": {**measurements.audio.json_facts, **measurements.judged.audio_modules},
         "shards": measurements.held_out.fingerprint,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "versions": {"python": platform.python_version(), "torch": version("torch")},

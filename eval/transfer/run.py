@@ -53,7 +53,7 @@ def transfer(config: TransferConfig) -> list[str]:
         return []
     with exclusive(folder, "stop it; this command then continues with its clips"):
         measurements = Measurements(config, folder)
-        with samplers("eval.transfer", rank) as group:
+        with samplers("eval.transfer", rank, measurements.audio.overrides) as group:
             scores, chosen = _measure_all(measurements, _variants(measurements), group, console)
         sentences = lines(_evidence(measurements, chosen, scores))
         record = make_record(measurements, scores, chosen, sentences)
@@ -77,9 +77,12 @@ def _measure_all(
     possible = [variant for variant in chosen if not variant.obstacle]
     finished = {variant.name: measurements.finished(variant) for variant in possible}
     scores: dict[str, Scores] = {name: result for name, result in finished.items() if result is not None}
-    note = measurements.judged.note
+    note = measurements.judged.remarks
     print_lines(
-        console, f"{measurements.config.task.name}: {measurements.judged.path}", *([f"note: {note}"] if note else [])
+        console,
+        f"{measurements.config.task.name}: {measurements.judged.path}",
+        measurements.audio.line,
+        *([f"note: {note}"] if note else []),
     )
     todo = by_loaded_weights([variant for variant in possible if variant.name not in scores])
     if todo:

@@ -63,7 +63,7 @@ class Model:
     compile: bool | None = None  # torch.compile for the blocks; null: on a GPU, except for nano
     cuda_graphs: bool = True  # compiled blocks on a GPU without offload: replay a training step as CUDA graphs
     weight_offload: int = 0  # number of blocks whose weights stay in host memory: slower, less GPU memory
-    audio: str = "auto"  # audio stream beside the video's: on, off; auto: on in generate where it fits, off elsewhere
+    audio: str = "auto"  # audio stream beside the video's: on, off; auto: off in training, else on where it fits
     precision: str = "auto"  # bf16 if the machine computes it natively, else fp32; fp8: the blocks' weights in fp8
     lora: Lora = field(default_factory=Lora)
 
@@ -239,8 +239,8 @@ class Config:
 
     def __post_init__(self) -> None:
         one_of("export_dtype", self.export_dtype, ("bf16", "fp32"))
-        if self.model.audio == "on":
-            self._check_audio()
+        if self.model.audio == "on" and self.model.text_encoder is None:
+            self._require_sound()
         require(
             self.data.sound is not None or not self.task.needs_audio,
             f"task {self.task.name} makes sound (task.audio_reference or task.video_given): set data.sound=required, "
@@ -254,13 +254,20 @@ class Config:
         self.adapter = None if self.adapter is None else expand_home(self.adapter)
         self.videos = None if self.videos is None else expand_home(self.videos)
 
-    def _check_audio(self) -> None:
-        """ConfigError unless the other settings allow training of both streams."""
+    def _require_sound(self) -> None:
+        """ConfigError for model.audio=on without sound in the data: neither training nor eval then have what it needs,
+        unless eval can encode the captions."""
         require(
             self.data.sound is not None,
             "model.audio=on trains on the sound of the clips too: set data.sound=required or silence, or "
-            "model.audio=auto or off (eval judges the video stream alone)",
+            "model.audio=auto or off (for eval model.text_encoder does as well)",
         )
+
+    def require_trainable_audio(self) -> None:
+        """ConfigError unless the other settings allow training of both streams, if model.audio=on asks for it."""
+        if self.model.audio != "on":
+            return
+        self._require_sound()
         for key, value in (("locality", 0.0), ("preserve_base", False), ("caption_dropout_p", 0.0)):
             set_to = getattr(self.flow, key)
             require(

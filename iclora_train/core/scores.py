@@ -21,7 +21,7 @@ ADAPTER_ROWS = ("adapter+reference", "adapter")  # the row of `windows` that a c
 VALUES = (
     *("task", "family", "primary", "adherence", "clips", "seeds", "metrics", "cells", "sources", "strength"),
     *("paired", "sets", "controls", "control", "diversity", "mask", "verdicts", "windows", "frames", "harm"),
-    *("equal_frames", "references"),
+    *("equal_frames", "references", "audio_effect"),
 )
 
 
@@ -114,6 +114,11 @@ class _Provenance:
 
 
 @dataclass(frozen=True)
+class _Audio:
+    stream: Text | None = "off"
+
+
+@dataclass(frozen=True)
 class _Comparable:
     """The entries that a comparison of two evaluations reads."""
 
@@ -127,6 +132,7 @@ class _Comparable:
     provenance: _Provenance
     controls: dict[Text, _Control] = field(default_factory=dict)
     readers: dict[Text, Text] = field(default_factory=dict)
+    audio: _Audio = field(default_factory=_Audio)
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,11 @@ class BaseModel:
         """Whether the transformer can be loaded with its audio half."""
         return AUDIO_HALF in self.checkpoint.components
 
+    @property
+    def has_text_encoder(self) -> bool:
+        """Whether captions can be encoded: `text` finds the encoder's files."""
+        return "text" in self.checkpoint.components or self._text_path() is not None
+
     def vae(self, dtype: torch.dtype = torch.float32) -> VideoVAE:
         """The frozen video VAE in evaluation mode; use fp32 for everything that is saved or measured."""
         component = self.checkpoint.component("vae")
