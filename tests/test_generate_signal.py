@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from iclora_train.adapters.card import write_card
 from iclora_train.adapters.reference_makers import makers_metadata
 from iclora_train.adapters.references import references_metadata
 from iclora_train.config import ConfigError, Task
@@ -141,3 +142,20 @@ def test_an_adapter_without_makers_is_named(assets: Path, tmp_path: Path) -> Non
 def test_values_reach_the_other_command_in_its_grammar() -> None:
     value = {"low": 2, "name": "it's, [a] {b}", "list": [1.5, None, True]}
     assert _in_grammar(value) == "{low: 2, name: 'it\\'s, [a] {b}', list: [1.5,null,true]}"
+
+
+def test_without_a_reference_the_signal_is_made_of_the_source(assets: Path, tmp_path: Path) -> None:
+    adapter = adapter_for(assets, tmp_path, EDGES)
+    kept: dict[str, Any] = {"adapter": adapter, "source": str(assets / "clip.mp4"), "regenerate_frames": [1, 5]}
+    made(assets, tmp_path / "a", reference=None, signal="auto", **kept)
+    edges = np.stack(list(read_clip(tmp_path / "a" / "video.signal.mp4")))
+    assert edges.shape == (5, 32, 32, 3)
+    assert set(np.unique(edges)) == {0, 255}
+
+
+def test_the_card_says_how_references_were_made(assets: Path, tmp_path: Path) -> None:
+    card = write_card(Path(adapter_for(assets, tmp_path, EDGES)))[0].read_text()
+    assert "| reference in training was made by | `control.canny low=20.0 high=60.0` |" in card
+    assert "| reference of a new clip | `python -m iclora_train.signal clip=CLIP adapter=FILE out=FILE` |" in card
+    blurred = Task(name="deblur", maker="degrade.defocus", maker_args={"radius": [1.0, 2.0]})
+    assert "iclora_train.signal" not in write_card(Path(adapter_for(assets, tmp_path, blurred)))[0].read_text()

@@ -406,7 +406,7 @@ def test_useless_signals_are_refused_in_words(run: Run, tmp_path: Path) -> None:
         ConfigError, match=r"almost nothing in the pictures \(blank 0 .*lower the thresholds, e\.g\. maker_args"
     ):
         run(clip=clip, maker=EDGES)
-    with pytest.raises(ConfigError, match="no person was found in the clip: give a clip that shows people"):
+    with pytest.raises(ConfigError, match="no person was found in the clip: give a clip in which people are larger"):
         run(clip=clip, maker="control.pose")
     assert not list(tmp_path.glob("signal*"))
 

@@ -33,7 +33,10 @@ REMEDIES = {
     ("offset", ""): "give a clip without repeated or dropped frames",
     ("blank", "control.canny"): "lower the thresholds, e.g. maker_args.low=20 maker_args.high=60",
     ("blank", "control.soft_edges"): "give a clip with clearer contours",
-    ("blank", PEOPLE): "give a clip that shows people, larger ones, or find small ones with maker_args.tiles=2",
+    (
+        "blank",
+        PEOPLE,
+    ): "give a clip in which people are larger, make the video larger, or set maker_args.tiles=2",
     ("blank", POINTS): "draw tracks yourself, tracks=FILE, or accept shorter ones with maker_args.shortest=0.2",
     ("blank", ""): "give a clip with more contrast",
     ("static", "control.depth_given"): "give depth for every frame",

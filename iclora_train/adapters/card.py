@@ -33,6 +33,7 @@ from iclora_train.adapters.metadata import (
     VERSION,
     shown,
 )
+from iclora_train.adapters.reference_makers import makers_of
 from iclora_train.adapters.slots import LIMIT
 from iclora_train.adapters.sound_context import sound_loading, sound_rows
 from iclora_train.adapters.strength_limits import varied_limits
@@ -189,6 +190,7 @@ def _use(adapter: Adapter) -> list[str]:
 def _references(adapter: Adapter) -> list[tuple[str, str]]:
     """The rows on the references, each with its size, frames and rate; several have their number and name."""
     layouts, rows = adapter.references, []
+    makers = makers_of(adapter.metadata) or []
     for number, layout in enumerate(layouts, 1):
         name = "reference" if len(layouts) == 1 else f"reference {number}, {layout.name}"
         size, factor = "same size as the output clip", layout.downscale
@@ -203,6 +205,10 @@ def _references(adapter: Adapter) -> list[tuple[str, str]]:
             rows.append((f"frames of the {name}", f"{count} {frame_in_words(layout.frame)} of the output clip"))
         if layout.temporal_scale != 1:
             rows.append((f"{name} frame rate", f"{layout.temporal_scale} times lower than the output clip's"))
+        if number <= len(makers):
+            rows.append((f"{name} in training was made by", _code(makers[number - 1].in_words)))
+    if any(not maker.is_clip for maker in makers):
+        rows.append(("reference of a new clip", _code("python -m iclora_train.signal clip=CLIP adapter=FILE out=FILE")))
     return rows or [("reference", "none")]
 
 

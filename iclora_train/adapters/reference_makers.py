@@ -35,6 +35,11 @@ class MakerOfReference:
         """Whether the reference of a clip in use is that clip: a blurred clip to sharpen, a scene by day."""
         return self.maker == SUPPLIED or self.maker.startswith(_FAULTS)
 
+    @property
+    def in_words(self) -> str:
+        """E.g. `control.canny low=20.0 high=60.0`."""
+        return " ".join([self.maker, *(f"{key}={json.dumps(value)}" for key, value in self.args.items())])
+
 
 def makers_metadata(task: Task) -> dict[str, str]:
     """The entry of the metadata; none for a task without references.
