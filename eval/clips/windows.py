@@ -87,11 +87,6 @@ class HeldOut:
         Raises ConfigError for shards of another base, pairs without a reference that the task has, and as
         `EvaluationPlan.of` does.
         """
-        require(
-            not config.task.video_given,
-            f"task {config.task.name} makes the sound of a given video (task.video_given), and eval judges videos: the "
-            "figures of the sound are in metrics.csv of the run (audio_gain, audio_swap_gap)",
-        )
         plan = EvaluationPlan.of(config)
         plan.latents.require_base(base.name, base.latent_fingerprints)
         held_out = cls(plan.pairs, plan.latents, plan.samples, plan.recordings, plan.notes, plan.donors, config.task)

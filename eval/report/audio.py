@@ -29,7 +29,9 @@ def section(scores: Scores) -> str:
         return ""
     audio, reason = scores["audio"], not_measured(scores)
     used, unused = audio["used_modules"], audio["unused_modules"]
-    modules = f"Of the adapter's modules of the audio stream and between the streams, {used} are used and {unused} not."
+    modules = "The adapter has no modules in the audio stream or between the streams."
+    if used or unused:
+        modules = f"Modules of the adapter in the audio stream and between the streams: {used} used, {unused} not used."
     text = f"<p>Sampled: {streams}. {modules}</p>"
     if reason is not None:
         return f"{text}<p>What the audio stream changes in the video is not measured: {escape(reason)}.</p>"

@@ -16,6 +16,7 @@ from eval.clips.conditions import (
     EMPTY_PROMPT,
     INPUT,
     SWAPPED,
+    VIDEO_ALONE,
     is_of_one_reference,
     judged_row,
 )
@@ -51,6 +52,7 @@ COLUMNS = (  # after those of the references
     Column("base", BASE, BASE, shown=False),
     Column("adapter, no reference", ADAPTER_ONLY, ADAPTER_ONLY, shown=False),
     Column("empty prompt", EMPTY_PROMPT, EMPTY_PROMPT, shown=False),
+    Column("video stream alone", VIDEO_ALONE, VIDEO_ALONE, shown=False),
 )
 
 
