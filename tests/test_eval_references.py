@@ -36,6 +36,7 @@ from eval.suites import metric_of_each_reference
 from iclora_train.config import ConfigError, Task, Thresholds
 from iclora_train.config.evaluation import Eval
 from iclora_train.config.references import MoreReference
+from iclora_train.core.results_folder import results_folder
 from iclora_train.core.types import Pair
 from iclora_train.data.controls import controls_of, mixed_controls
 from iclora_train.ltx2.base_model import BaseModel
@@ -115,6 +116,36 @@ def test_each_reference_is_swapped_and_left_out() -> None:
     assert all_conditions([1, 0], references=["first"]) == all_conditions([1, 0])
     assert len(names) == Eval(strengths=[1, 0], seeds=[0]).clips_of(1, references=2)
     assert of_each_reference([]) == of_each_reference(["first"]) == []
+
+
+def test_one_reference_is_weakened_alone(source: SampledClips, world: World, tmp_path: Path) -> None:
+    conditions = of_each_reference(NAMES, [0.1, 0.5])[4:]
+    names = [condition.name for condition in conditions]
+    assert names == ["weakened first 0.5", "weakened first 0.1", "weakened still 0.5", "weakened still 0.1"]
+    batch = [Item(window, 0) for window in source.held_out.windows]
+    strengths = [[r.attention_strength for r in source._references(c, batch, source.held_out)] for c in conditions]
+    assert strengths == [[0.5, 1], [0.1, 1], [1, 0.5], [1, 0.1]]
+    assert (
+        len({json.dumps(source.specification(c, batch)) for c in [at_strength(1), at_strength(0.5), *conditions]}) == 6
+    )
+    settings = Eval(strengths=[1, 0], seeds=[0], reference_strengths=[0.5])
+    assert settings.clips_of(1, references=2) == len(all_conditions([1, 0], True, NAMES, [0.5]))
+    of_world = without_evaluation(world, tmp_path)
+    config = of_world.config("eval.reference_strengths=[0.5]", "eval.windows=3")
+    plain, asked = (results_folder(c, tmp_path / "eval") for c in (of_world.config("eval.windows=3"), config))
+    assert plain != asked
+    evaluate(config)
+    (path,) = tmp_path.rglob("scores.json")
+    assert results_folder(config, path.parent) == path.parent
+    assert results_folder(of_world.config("eval.windows=3"), path.parent) != path.parent
+    result = json.loads(path.read_text())
+    assert violations(result, SCHEMA) == []
+    for name in ("weakened first 0.5", "weakened still 0.5"):
+        assert result["cells"][name]["psnr"]["mean"] > 0
+        assert name in result["paired"]
+        assert name in path.with_name("report.html").read_text()
+    with pytest.raises(ConfigError, match="weakens one of several references, and task canny has 1: use"):
+        of_world.config("eval.reference_strengths=[0.5]", "task.more_references=[]")
 
 
 def test_references_have_their_own_place_and_their_own_grid(source: SampledClips) -> None:

@@ -53,7 +53,9 @@ class ConditionReferences:
         elif self.condition.mask == "fade":
             mask = fade_masks(len(latents), latents.shape[2], self._fade_at(start))
         places = start if isinstance(start, Tensor) else None
-        return Reference.of_task(latents.to(self.device), task, self.condition.strength, mask, places, number)
+        return Reference.of_task(
+            latents.to(self.device), task, self.condition.strength_of(number), mask, places, number
+        )
 
     def _fade_at(self, start: int | Tensor) -> list[float]:
         """The weight of the fade mask in the target's latent frame in which a reference begins; of all or (B,)."""

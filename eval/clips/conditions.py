@@ -19,6 +19,7 @@ EMPTY_PROMPT = "empty prompt"
 STRENGTH_PREFIX = "strength "  # of a condition with a strength below 1
 SWAPPED_PREFIX = "swapped "  # of a condition in which one of several references is the partner's; then its name
 WITHOUT_PREFIX = "without "  # of a condition without one of several references
+WEAKENED_PREFIX = "weakened "  # of one in which one of several references has less attention; then name and strength
 HALF_MASK = "half mask"
 FADE_MASK = "fade mask"
 VIDEO_ALONE = "video stream alone"  # the judged condition without the audio stream, where the others have it
@@ -33,11 +34,11 @@ FLOOR = "floor"  # the target of another recording
 class Condition:
     """One condition of the protocol.
 
-    reference: "own", "other" (the partner's) or "none". only: number of the reference that `reference` speaks of, while
-    the others are the window's own; None: it speaks of all. strength: attention strength of the references; without
-    any, the strength of the adapter. mask: "" (no mask), "half" (keeps the reference in one half of
-    the frame) or "fade" (weight 0 at the first latent frame, 1 at the last). empty_prompt: use the features of the
-    empty caption. audio: with the audio stream, where that is sampled (`audio_stream.AudioChoice`).
+    reference: "own", "other" (the partner's) or "none". only: number of the reference that `reference` and `strength`
+    speak of, while the others are the window's own at strength 1; None: they speak of all. strength: attention strength
+    of the references; without any, the strength of the adapter. mask: "" (no mask), "half" (keeps the reference in one
+    half of the frame) or "fade" (weight 0 at the first latent frame, 1 at the last). empty_prompt: use the features of
+    the empty caption. audio: with the audio stream, where that is sampled (`audio_stream.AudioChoice`).
     """
 
     name: str
@@ -57,6 +58,10 @@ class Condition:
     def reference_of(self, number: int) -> str:
         """As `reference`, of the reference with this number."""
         return self.reference if self.only in (None, number) else "own"
+
+    def strength_of(self, number: int) -> float:
+        """As `strength`, of the reference with this number."""
+        return self.strength if self.only in (None, number) else 1.0
 
 
 @dataclass(frozen=True)
@@ -127,29 +132,47 @@ def without(name: str) -> str:
     return f"{WITHOUT_PREFIX}{name}"
 
 
+def weakened(name: str, strength: float) -> str:
+    """The name of the condition in which only this one of several references has an attention strength below 1."""
+    return f"{WEAKENED_PREFIX}{name} {strength:g}"
+
+
 def is_of_one_reference(name: str) -> bool:
-    """Whether a condition, by name, swaps or leaves out one of several references."""
-    return name.startswith((SWAPPED_PREFIX, WITHOUT_PREFIX))
+    """Whether a condition, by name, swaps, leaves out or weakens one of several references."""
+    return name.startswith((SWAPPED_PREFIX, WITHOUT_PREFIX, WEAKENED_PREFIX))
 
 
-def of_each_reference(names: Sequence[str]) -> list[Condition]:
-    """The conditions that swap and that leave out each of several references; none for a single one."""
+def of_each_reference(names: Sequence[str], strengths: Iterable[float] = ()) -> list[Condition]:
+    """The conditions that swap, that leave out and that weaken each of several references; none for a single one.
+
+    strengths: attention strengths below 1 of the weakened one.
+    """
     if len(names) < 2:
         return []
     numbered = list(enumerate(names))
     return [
         *(Condition(swapped(name), True, "other", only=number) for number, name in numbered),
         *(Condition(without(name), True, "none", only=number) for number, name in numbered),
+        *(
+            Condition(weakened(name, strength), True, "own", strength, only=number)
+            for number, name in numbered
+            for strength in sorted(set(strengths), reverse=True)
+        ),
     ]
 
 
 def all_conditions(
-    strengths: Iterable[float], fade: bool = True, references: Sequence[str] = (), audio: bool = False
+    strengths: Iterable[float],
+    fade: bool = True,
+    references: Sequence[str] = (),
+    reference_strengths: Iterable[float] = (),
+    audio: bool = False,
 ) -> list[Condition]:
     """All conditions: adapter on/off x reference on/off, swapped reference, empty prompt, strengths below 1, masks.
 
     fade=False for clips of a single latent frame, where a fade is impossible. references: names of several references,
-    of which each is swapped and left out, too. audio: as for `without_references`.
+    of which each is swapped, left out, and given with each of `reference_strengths`, too. audio: as for
+    `without_references`.
     """
     return [
         at_strength(1),
@@ -157,7 +180,7 @@ def all_conditions(
         Condition(BASE, False, "none"),
         Condition(ADAPTER_ONLY, True, "none"),
         Condition(SWAPPED, True, "other"),
-        *of_each_reference(references),
+        *of_each_reference(references, reference_strengths),
         Condition(EMPTY_PROMPT, True, "own", empty_prompt=True),
         *(at_strength(s) for s in strength_sweep(strengths) if s < 1),
         Condition(HALF_MASK, True, "own", mask="half"),

@@ -56,8 +56,9 @@ class SampledClips(ClipSource):
         if config.task.has_reference:
             references = held_out.latents(held_out.windows[0]).references  # (C,f',h',w') each
             length = max(reference.shape[1] for reference in references)
-            fade, names = min(f, length) > 1, config.task.reference_names
-            self.conditions = all_conditions(config.eval.strengths, fade, names, self.audio_choice.is_on)
+            of_each = config.task.reference_names, config.eval.reference_strengths
+            audio = self.audio_choice.is_on
+            self.conditions = all_conditions(config.eval.strengths, min(f, length) > 1, *of_each, audio=audio)
         else:
             self.conditions = without_references(config.eval.strengths, self.audio_choice.is_on)
         self.restrict(config, held_out, [condition.name for condition in self.conditions])

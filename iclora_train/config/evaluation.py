@@ -61,6 +61,7 @@ class Eval:
     windows: int = 24
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     strengths: list[float] = field(default_factory=lambda: [1.0, 0.75, 0.5, 0.25, 0.1, 0.05, 0.0])
+    reference_strengths: list[float] = field(default_factory=list)  # of each of several alone; the others keep 1
     batch_size: int = 12
     workers: int = 2  # threads that measure clips while the next batch is sampled
     split: str = "heldout"
@@ -91,6 +92,11 @@ class Eval:
             len(set(self.seeds)) == len(self.seeds), f"eval.seeds={self.seeds} names a seed twice: it would count twice"
         )
         require(all(0 <= s <= 1 for s in self.strengths), f"eval.strengths={self.strengths} must lie in [0, 1]")
+        require(
+            all(0 <= s < 1 for s in self.reference_strengths),
+            f"eval.reference_strengths={self.reference_strengths} must lie in [0, 1): all references at 1 are always "
+            "measured",
+        )
         require(self.devices is None or self.devices >= 1, f"eval.devices={self.devices} must be at least 1, or null")
         for key in ("batch_size", "workers"):
             require(getattr(self, key) >= 1, f"eval.{key}={getattr(self, key)} must be at least 1")
@@ -118,9 +124,9 @@ class Eval:
     def clips_of(self, windows: int, references: int = 1) -> int:
         """Clips that are sampled for `windows` windows: one for each condition, window and seed.
 
-        references: number that each window has; each of several is swapped and left out, too.
+        references: number that each window has; each of several is swapped, left out and weakened, too.
         """
         below_one = {0.0, *self.strengths} - {1.0}
         others = OTHER_CONDITIONS if references else PLAIN_CONDITIONS
-        of_each = 2 * references if references > 1 else 0
+        of_each = (2 + len(set(self.reference_strengths))) * references if references > 1 else 0
         return (others + of_each + len(below_one)) * windows * len(self.seeds)

@@ -248,6 +248,11 @@ class Config:
         )
         if not self.task.has_reference:
             check_sections(self.flow, self.data.references, self.data.sources)
+        require(
+            not self.eval.reference_strengths or len(self.task.reference_names) > 1,
+            f"eval.reference_strengths={self.eval.reference_strengths} weakens one of several references, and task "
+            f"{self.task.name} has {len(self.task.reference_names)}: use eval.strengths",
+        )
         if self.share is not None:
             Share.parse(self.share)
         self.runs_dir = expand_home(self.runs_dir)

@@ -18,6 +18,7 @@ from iclora_train.core.fingerprint import digest, plain
 from iclora_train.core.records import DamagedFileError, read_json
 
 PROTOCOL_KEYS = ("windows", "seeds", "strengths", "split")  # of `eval`
+OF_EACH = "reference_strengths"  # of `eval`, newer than the others: part of the protocol where it is not empty
 KNOWN = {  # name in the folder -> values of PROTOCOL_KEYS; conf/eval has the same
     "full": {key: getattr(Eval(), key) for key in PROTOCOL_KEYS},
     "quick": {"windows": 12, "seeds": [0], "strengths": [1.0, 0.25, 0.0], "split": "heldout"},
@@ -27,7 +28,9 @@ MAX_LABEL = 100  # characters of eval.label in the name of a folder
 
 def requested(config: Config) -> dict[str, Any]:
     """What was asked for, before a budget reduces it: the entry `plan.requested` of scores.json."""
-    return plain({**{key: getattr(config.eval, key) for key in PROTOCOL_KEYS}, "sample": asdict(config.sample)})
+    of_each = {OF_EACH: strengths} if (strengths := config.eval.reference_strengths) else {}
+    protocol = {key: getattr(config.eval, key) for key in PROTOCOL_KEYS}
+    return plain({**protocol, **of_each, "sample": asdict(config.sample)})
 
 
 def results_folder(config: Config, folder: Path) -> Path:
@@ -44,7 +47,7 @@ def _candidates(config: Config, folder: Path) -> Iterator[Path]:
     """The folders that this protocol may use, the preferred one first. The last one belongs to it alone."""
     request = requested(config)
     values = {key: request[key] for key in PROTOCOL_KEYS}
-    name = next((name for name, known in KNOWN.items() if known == values), None)
+    name = None if OF_EACH in request else next((name for name, known in KNOWN.items() if known == values), None)
     budget = f"-{config.eval.budget}" if config.eval.budget_seconds else ""
     if name == "full" and not budget:
         yield folder
@@ -82,7 +85,7 @@ def _matches(folder: Path, config: Config) -> bool:
     scores = _stored(folder) or {}
     settings, plan = _entry(_entry(scores, "provenance"), "settings"), _entry(scores, "plan")
     stored = _entry(plan, "requested") or {**_entry(settings, "eval"), "sample": _entry(settings, "sample")}
-    protocol = requested(config)
+    stored, protocol = {OF_EACH: [], **stored}, {OF_EACH: [], **requested(config)}
     sampling = protocol.pop("sample")
     same = all(stored.get(key, value) == value for key, value in protocol.items())
     same = same and all(_entry(stored, "sample").get(key, value) == value for key, value in sampling.items())
