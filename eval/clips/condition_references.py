@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,3 +63,18 @@ class ConditionReferences:
         f = self.latent_frames
         frames = start.tolist() if isinstance(start, Tensor) else [start]
         return [0.0 if f == 1 else fade_weights(f)[-(-frame // self.temporal)] for frame in frames]
+
+
+def use_specification(task: Task) -> dict[str, Any]:
+    """The factors and frames of a task's references, and their strengths at condition strength 1: JSON-serialisable.
+
+    Keys that say nothing new are left out, so that clips keep their older hash.
+    """
+    places = [[more.downscale, more.temporal_scale, more.frame] for more in task.more_references]
+    usual = [use.usual for use in task.reference_uses]
+    return {
+        "factors": [task.reference_downscale, task.reference_temporal_scale],
+        **({} if task.reference_frame is None else {"frame": task.reference_frame}),
+        **({"more_references": places} if places else {}),
+        **({"strengths": usual} if set(usual) - {(1.0, 1.0)} else {}),
+    }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eval.clips.audio_stream import AudioSampling, StreamLatents, choose_audio
 from eval.clips.clip_source import ClipCache, ClipSource, device_of
-from eval.clips.condition_references import ConditionReferences
+from eval.clips.condition_references import ConditionReferences, use_specification
 from eval.clips.conditions import ADAPTER_ONLY, Condition, Item, all_conditions, at_strength, without_references
 from eval.clips.cost import ClipCost
 from eval.clips.judged_adapter import JudgedAdapter
@@ -94,10 +94,7 @@ class SampledClips(ClipSource):
             "half_mask": condition.mask == "half",
             **({"mask": condition.mask} if condition.mask == "fade" else {}),
             **({"text": "empty"} if condition.empty_prompt else {}),
-            "factors": [self.config.task.reference_downscale, self.config.task.reference_temporal_scale],
-            **({"frame": frame} if (frame := self.config.task.reference_frame) is not None else {}),
-            **({"more_references": places} if (places := self._places()) else {}),
-            **({"strengths": usual} if set(usual := self._usual()) - {(1.0, 1.0)} else {}),
+            **use_specification(self.config.task),
             "sigmas": self.sigmas,
             **self._sampler_spec(),
             **({} if audio is None else {"audio": audio.specification(self.config.sample, placement)}),
@@ -106,15 +103,6 @@ class SampledClips(ClipSource):
                 [item.window.key, self._donor(condition, item).key, item.window.mask_left, item.seed] for item in batch
             ],
         }
-
-    def _places(self) -> list[list[int | None]]:
-        """Factors and frame of each reference after the first."""
-        more = self.config.task.more_references
-        return [[reference.downscale, reference.temporal_scale, reference.frame] for reference in more]
-
-    def _usual(self) -> list[tuple[float, float]]:
-        """The strength and the attention strength with which each reference is sampled at condition strength 1."""
-        return [use.usual for use in self.config.task.reference_uses]
 
     def _sampler_spec(self) -> dict[str, Any]:
         settings = self.config.sample
@@ -128,7 +116,7 @@ class SampledClips(ClipSource):
         at strength 0. None for a task or a condition without one."""
         task = self.config.task
         kind = condition.reference_of(0) if task.has_reference else "own"
-        if task.reference_sound is None or kind == "none" or (task.has_reference and condition.strength == 0):
+        if task.reference_sound is None or kind == "none" or (task.has_reference and condition.strength_of(0) == 0):
             return None
         return [item.window if kind == "own" else self._donor(condition, item) for item in batch]
 
