@@ -28,6 +28,8 @@ from eval.report.wandb_log import clip_columns
 from eval.report.wandb_summary import summary
 from eval.run import open_source
 from eval.scores import judged
+from eval.transfer.measure import Measurements
+from eval.transfer.variants import Variant, variants
 from iclora_train.adapters import lora
 from iclora_train.config import Config, ConfigError
 from iclora_train.ltx2 import audio_stream
@@ -40,6 +42,7 @@ from tests.command import Result, run
 from tests.eval_world import compose_config
 from tests.test_data_sound import noise
 from tests.test_eval import SCHEMA, violations
+from tests.test_eval_transfer import settings as transfer_settings
 from tests.test_generate import write_adapter
 from tests.test_generate_audio import audio_adapter
 from tests.test_real_bases import SMALL
@@ -367,3 +370,29 @@ def test_the_figure_is_that_of_the_clips(world: World, both: tuple[Result, dict[
     item, first, second = batch[1], source.clip(at_strength(1), batch, 1), source.clip(alone, batch, 1)
     value = scores["per_window"]["changes"]["audio_psnr"][item.window.number]
     assert value == pytest.approx(psnr(first, second).mean(), abs=1e-5)
+
+
+def test_the_passes_of_a_choice_are_those_of_the_sampler(world: World) -> None:
+    """`eval.transfer` estimates by them. With sound, guidance takes a pass more: one without the other stream."""
+    guided = "sample.guidance=3"
+    for scales in ((), (guided,), (guided, "sample.stg_scale=1"), ("sample.audio_guidance=4",)):
+        source = world.source(world.encoder, *scales)
+        config, sampler = source.config, source.sampler
+        of_both = Variant("a", "b", config.sample, "fp32", "", (9, 64, 64), audio=True)
+        assert of_both.guided_passes == sampler.audio.passes(sampler.guidance)
+        assert replace(of_both, audio=False).guided_passes == sampler.guidance.passes
+
+
+def test_transfer_chooses_the_audio_stream_once_for_all_choices(world: World, tmp_path: Path) -> None:
+    file = f"adapter={world.root / 'both.safetensors'}"
+    arguments = [*world.arguments, world.encoder, file]
+    on, off = (
+        Measurements(transfer_settings(*arguments, f"model.audio={switch}"), tmp_path) for switch in ("auto", "off")
+    )
+    assert [m.audio.setting for m in (on, off)] == ["on", "off"]
+    assert (on.judged.audio_modules["unused_modules"], off.judged.audio_modules["used_modules"]) == (0, 0)
+    choices = variants(on.config, on.size, on.base.geometry, audio=True)
+    assert {on.settings(choice).model.audio for choice in choices} == {"on"}
+    assert on.path(choices[0]) != off.path(choices[0])
+    assert on.source(choices[0]).audio is not None
+    assert off.source(choices[0]).audio is None

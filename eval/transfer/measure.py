@@ -110,6 +110,7 @@ class Measurements:
         config, effect = self.settings(variant), self.config.transfer.effect
         upsampler = self.config.transfer.upsampler
         choice = asdict(replace(variant, name="", axis="", checkpoint=""))
+        del choice["audio"]  # below, where it is on
         facts = {
             "protocol": [PROTOCOL, DEFINITIONS],
             "base": open_base(config.model).fingerprint,

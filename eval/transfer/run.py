@@ -66,7 +66,7 @@ def transfer(config: TransferConfig) -> list[str]:
 
 
 def _variants(measurements: Measurements) -> list[Variant]:
-    return variants(measurements.config, measurements.size, measurements.base.geometry)
+    return variants(measurements.config, measurements.size, measurements.base.geometry, measurements.audio.is_on)
 
 
 def _measure_all(

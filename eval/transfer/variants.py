@@ -32,7 +32,8 @@ DISTILLED_RUN = (
 @dataclass(frozen=True)
 class Variant:
     """One choice. axis: the kind of choice. sample, precision, checkpoint: settings `sample`, `model.precision` and
-    `model.checkpoint`. size: of the clips, F, H, W. obstacle: why it cannot be measured here; empty if it can."""
+    `model.checkpoint`. size: of the clips, F, H, W. obstacle: why it cannot be measured here; empty if it can. audio:
+    whether the audio stream is sampled too."""
 
     name: str
     axis: str
@@ -44,14 +45,25 @@ class Variant:
     effect_strength: float | None = None
     two_stage: bool = False
     obstacle: str = ""
+    audio: bool = False
+
+    @property
+    def guided_passes(self) -> int:
+        """Passes of a step with guidance (`Guidance.passes`, with sound `AudioGuidance.passes`)."""
+        sample, scales = self.sample, self.sample.audio_scales
+        text, perturbed = sample.guidance > 1, sample.stg_scale > 0
+        if not self.audio:
+            return 1 + text + perturbed
+        modality = (scales.video_modality, scales.sound_modality) != (1, 1)
+        return 1 + (text or scales.guidance > 1) + (perturbed or scales.stg_scale > 0) + modality
 
     @property
     def passes(self) -> list[tuple[int, float, bool]]:
         """Of each stage: passes of the transformer, share of the clip's tokens, and whether it has references."""
-        guided = 1 + (self.sample.guidance > 1) + (self.sample.stg_scale > 0)
+        first = self.sample.steps * self.guided_passes
         if not self.two_stage:
-            return [(self.sample.steps * guided, 1.0, True)]
-        return [(self.sample.steps * guided, 0.25, True), (len(DISTILLED_STAGE2) - 1, 1.0, False)]
+            return [(first, 1.0, True)]
+        return [(first, 0.25, True), (len(DISTILLED_STAGE2) - 1, 1.0, False)]
 
     @property
     def weights(self) -> tuple[object, ...]:
@@ -63,14 +75,15 @@ class Variant:
         return replace(self, name="", axis="", obstacle="") == replace(other, name="", axis="", obstacle="")
 
 
-def reference_variant(config: TransferConfig, size: Size) -> Variant:
+def reference_variant(config: TransferConfig, size: Size, audio: bool = False) -> Variant:
     """The task's own settings, which every choice is compared with."""
     precision = _resolved(config.model.precision)
-    return Variant(REFERENCE, "reference", config.sample, precision, config.model.checkpoint, size)
+    return Variant(REFERENCE, "reference", config.sample, precision, config.model.checkpoint, size, audio=audio)
 
 
-def variants(config: TransferConfig, size: Size, geometry: Geometry) -> list[Variant]:
+def variants(config: TransferConfig, size: Size, geometry: Geometry, audio: bool = False) -> list[Variant]:
     """The reference and all choices, without two that would sample the same clips. size: of the windows, F, H, W.
+    audio: whether the audio stream is sampled too.
 
     ConfigError for a file that does not exist.
     """
@@ -78,7 +91,7 @@ def variants(config: TransferConfig, size: Size, geometry: Geometry) -> list[Var
         path = getattr(config.transfer, key)
         message = f"transfer.{key}={path} does not exist: give an existing file, or leave it out"
         require(path is None or Path(path).exists(), message)
-    reference = reference_variant(config, size)
+    reference = reference_variant(config, size, audio)
     chosen = [reference]
     for choice in _choices(config, reference, geometry):
         twin = next((known for known in chosen if not choice.obstacle and choice.same_as(known)), None)
