@@ -322,6 +322,11 @@ def test_sizes_follow_the_rules_of_generate(run: Run, tmp_path: Path, capsys: py
         ({"maker": "control.cany"}, r"maker='control\.cany' is not one of"),
         ({"maker": "given"}, "is a video that you supply"),
         ({"maker": "edit.hole", "maker_args": {"mask": "column"}}, r"mask is not set: .* needs the clip's mask"),
+        ({"maker": "none"}, "the maker none makes no reference"),
+        ({"maker": "union"}, "names no controls of the union"),
+        ({"maker_args": {"size": 10**9}}, r"control\.canny cannot make a reference of 72x56x21 .*change them with"),
+        ({"maker": "edit.loop", "sheet": __file__}, r"first \(edit\.loop\): .*cannot be read as a video"),
+        ({"maker": "control.tracks", "tracks": __file__}, r"tracks: .*cannot be read as JSON"),
         ({"control": "pose"}, "control=pose chooses a control of a union"),
         ({"only": "still"}, "only=still is not a reference; they are first"),
         ({"reference_frame": 4}, "the frame of reference first is not drawn in training"),
@@ -479,3 +484,42 @@ def test_the_command_makes_a_signal_and_names_the_use(tmp_path: Path) -> None:
     refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert refused.stderr == ("error: edges.mp4 exists: name another file with out=..., or set overwrite=true\n")
+
+
+def test_depth_needs_a_picture_for_every_frame(run: Run, tmp_path: Path) -> None:
+    clip, folder = clip_of(tmp_path), tmp_path / "depth"
+    folder.mkdir()
+    for number in range(24):
+        ramp = np.tile(np.arange(1, 73, dtype=np.uint16) * 500 + number, (56, 1))
+        cv2.imwrite(str(folder / f"{number:03}.png"), ramp)
+    depth = task_named("depth", [])
+    assert depth is not None
+    adapter = str(adapter_file(tmp_path / "adapter.safetensors", depth))
+    made = run(clip=str(clip), adapter=adapter, depth=str(folder))[0]
+    assert made.shape == (21, 56, 72, 3)
+    assert made[0, 10, 0, 0] > made[0, 10, 30, 0] > made[0, 10, 71, 0]  # near is white
+    (folder / "020.png").unlink()
+    (folder / "021.png").unlink()
+    (folder / "022.png").unlink()
+    (folder / "023.png").unlink()
+    with pytest.raises(ConfigError, match=r"20 depth pictures .* for a clip of at least 21 frames; render one"):
+        run(clip=str(clip), adapter=adapter, depth=str(folder))
+
+
+def test_a_folder_of_frames_is_a_clip(run: Run, tmp_path: Path) -> None:
+    clip, folder = clip_of(tmp_path), tmp_path / "frames"
+    for number, frame in enumerate(read_clip(clip)):
+        write_frames(folder / f"f{number}.png", frame[None], 25.0)
+    wanted = {"maker": EDGES, "maker_args": LOW, "frames": 9, "start": 3}
+    assert (run(clip=str(folder), **wanted)[0] == run(clip=str(clip), **wanted)[0]).all()
+
+
+def test_the_time_of_slow_makers_is_estimated(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.signal.make.WORTH_TELLING", 0.0)
+    clip = write_clip(tmp_path / "clip.mp4", 33, 64, 64)
+    run(clip=str(clip), maker="control.soft_edges", strict=False)
+    printed = capsys.readouterr()
+    assert re.search(r"first \(control\.soft_edges\): about \d+ s", printed.out)
+    assert "reading the clip 33/33" in printed.err

@@ -97,6 +97,26 @@ def test_the_editors_json_is_read_however_it_is_nested(tmp_path):
     assert read_tracks(write_tracks(path, [one, two]))[0].tolist() == [[1, 2], [3, 4]]
 
 
+def test_tracks_are_read_from_the_editor_in_a_workflow(tmp_path: Path) -> None:
+    """Both formats of ComfyUI; the editor may be in a subgraph. Bends go before the points that were sampled."""
+    bends, points = '[[{"x": 1.5, "y": 2}, {"x": 30, "y": 4}]]', '[[{"x": 1, "y": 2}]]'
+    editor = {"id": 3, "type": "LTXVSparseTrackEditor", "inputs": [{"name": "image"}]}
+    page = {
+        "nodes": [
+            {"type": "LoadImage", "widgets_values": ["a.png"]},
+            {**editor, "widgets_values": [bends, points, 121]},
+        ]
+    }
+    path = tmp_path / "workflow.json"
+    for workflow in (page, {"nodes": [], "definitions": {"subgraphs": [page]}}):
+        assert [track.tolist() for track in read_tracks(write_tracks(path, workflow))] == [[[1.5, 2], [30, 4]]]
+    inputs = {"image": ["7", 0], "points_store": "[]", "coordinates": points, "points_to_sample": 121}
+    server = {"7": {"class_type": "LoadImage"}, "9": {"class_type": "LTXVSparseTrackEditor", "inputs": inputs}}
+    assert [track.tolist() for track in read_tracks(write_tracks(path, server))] == [[[1, 2]]]
+    with pytest.raises(ValueError, match="holds no tracks"):
+        read_tracks(write_tracks(path, {"nodes": [{"type": "LoadImage", "widgets_values": ["a.png"]}]}))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from data_prep.clips.windows import MAKER_USES
@@ -19,7 +21,7 @@ from data_prep.pairs import PaddedWindow, ReferenceScale, SourceVideo, draw_plac
 from data_prep.signal.border import ExtendedBorder
 from data_prep.signal.recipes import Echo, Recipe
 from data_prep.signal.source import SourceClip
-from iclora_train.config import require
+from iclora_train.config import ConfigError, first_line, require
 from iclora_train.config.places import is_drawn
 from iclora_train.config.references import FIRST, reference_keys
 from iclora_train.core.progress import progress_bar
@@ -51,7 +53,7 @@ class SignalMaker:
 
     @classmethod
     def of(cls, recipe: Recipe, files: Mapping[str, Path], source: SourceClip) -> SignalMaker:
-        """ConfigError names the setting of a file that the maker needs and that is missing or unreadable."""
+        """ConfigError names the setting of a file that the maker needs and that is not set."""
         maker = recipe.build()
         if any(source.borders):
             require(
@@ -66,10 +68,6 @@ class SignalMaker:
                 f"{column} is not set: reference {recipe.layout.name} ({recipe.maker}) needs the clip's {column}, "
                 f"{column}=FILE",
             )
-        try:
-            maker.check(files)
-        except ValueError as error:
-            raise type(error)(f"tracks: {error}") from error
         return cls(recipe, maker, files)
 
     def make(self, source: SourceClip, padded: PaddedWindow, seed: list[int], place: int | None) -> Signal:
@@ -80,7 +78,16 @@ class SignalMaker:
             window, video = source.window_of_video(), replace(video, curve_frames=source.shape.frames)
         window = replace(window, indices=window.indices[: len(padded.frames)])
         scale = ReferenceScale(layout.downscale, layout.temporal_scale)
-        frames, drawn = reference_of(padded, window, self.maker, video, seed, scale, place)
+        try:
+            frames, drawn = reference_of(padded, window, self.maker, video, seed, scale, place)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{layout.name} ({self.recipe.maker}): {error}") from error
+        except (cv2.error, MemoryError, ArithmeticError) as error:
+            raise ConfigError(
+                f"{layout.name}: {self.recipe.maker} cannot make a reference of {source.shape.bucket} with the "
+                f"arguments {json.dumps(dict(self.recipe.args))} ({first_line(error)}): change them with "
+                "maker_args"
+            ) from error
         by_hand = isinstance(self.maker, Tracks) and "tracks" in self.files
         return Signal(self.recipe, frames, drawn, seed, place, by_hand)
 

@@ -151,6 +151,7 @@ def _with_settings(recipe: Recipe, settings: SignalSettings, is_first: bool) -> 
             f"control={settings.control} chooses a control of a union, and reference {recipe.layout.name} has the "
             f"maker {recipe.maker}: leave it out",
         )
+    require(recipe.maker != NO_REFERENCE, f"{recipe.origin}: the maker {NO_REFERENCE} makes no reference")
     require(
         recipe.maker != "given",
         f"{recipe.origin}: reference {recipe.layout.name} is a video that you supply (the scene before the change): "
@@ -178,6 +179,7 @@ def _of_union(recipe: Recipe, control: str | None) -> Recipe:
     controls = configured_controls(replace(recipe.task(None), maker=UNION))
     names = {control.name: control for control in controls} | {control.maker: control for control in controls}
     choices = ", ".join(control.name for control in controls)
+    require(bool(controls), f"{recipe.origin} names no controls of the union: name one, e.g. maker=control.canny")
     require(
         control is not None,
         f"{recipe.origin} was trained with several controls: say which, control=..., one of {choices}",
