@@ -17,6 +17,7 @@ from iclora_train.adapters.algebra import combined_metadata
 from iclora_train.adapters.card import card_text
 from iclora_train.adapters.comfyui_settings import WITHOUT_SLOTS, WorkflowSettings
 from iclora_train.adapters.comfyui_workflow import build_workflow
+from iclora_train.adapters.convert import ReferenceFactors, with_factors
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.loaders import loader_limits
 from iclora_train.adapters.metadata import metadata_findings
@@ -400,6 +401,12 @@ def test_the_file_keeps_the_settings_of_every_reference() -> None:
     assert [layout.use for layout in Adapter({}, metadata).references] == task.reference_uses
     assert USE not in metadata_of(task_of())
     assert combined_metadata([(Adapter({}, metadata), 1.0), (Adapter({}, metadata), 1.0)])[USE] == metadata[USE]
+
+
+def test_a_file_that_is_made_a_plain_lora_names_no_use_of_a_reference() -> None:
+    metadata = metadata_of(task_of({"reference_strength": 0.8}, noise=0.1))
+    plain = with_factors(metadata, ReferenceFactors(reference=False))
+    assert not {USE, "more_references"} & plain.keys()
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from iclora_train.adapters.lokr import NAMES, dimension, lokr_findings, to_lora
 from iclora_train.adapters.low_rank import LowRank
 from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, KIND, LOW_RANK, PLAIN, TEMPORAL, metadata_findings
 from iclora_train.adapters.official import completed, recognise, require_supported
-from iclora_train.adapters.references import MORE
+from iclora_train.adapters.references import MORE, USE
 from iclora_train.adapters.slots import KEY as SLOTS
 from iclora_train.adapters.slots import width_findings
 from iclora_train.config import ConfigError
@@ -179,7 +179,7 @@ def with_factors(metadata: Mapping[str, str], factors: ReferenceFactors) -> dict
     new = {**metadata, **{key: str(value) for key, value in values.items() if value is not None}}
     if not factors.reference:
         new |= {KIND: PLAIN, DOWNSCALE: new.get(DOWNSCALE, "1")}
-        new.pop(MORE, None)
+        new = {key: value for key, value in new.items() if key not in (MORE, USE)}
     if DOWNSCALE not in new:
         raise ConfigError(
             f"metadata lacks {DOWNSCALE}; other programs would take 1. Give --downscale 1 for an IC-LoRA whose "
