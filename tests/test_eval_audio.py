@@ -232,7 +232,12 @@ def test_an_audio_reference_goes_along_with_the_reference(
     source = world.source(*dub, adapter="dub")
     held_out, streams = source.held_out, []
     stream = source.audio.stream  # type: ignore[union-attr]
-    monkeypatch.setattr(source.audio, "stream", lambda *given: streams.append(stream(*given)) or streams[-1])
+
+    def record(*given: Any) -> Any:
+        streams.append(stream(*given))
+        return streams[-1]
+
+    monkeypatch.setattr(source.audio, "stream", record)
     (batch,) = batches(held_out.windows[:1], [0], 1)
     window = batch[0].window
     partner = held_out.windows_and_donors[window.partner]
@@ -292,6 +297,7 @@ def test_a_clip_does_not_depend_on_its_batch_and_its_sound_not_on_the_condition(
     def record(pairs: Any, items: Any, *more: Any) -> Any:
         made = stream(pairs, items, *more)
         assert {pair.fps for pair in pairs} in ({24.0}, {30.0})
+        assert made.noise is not None
         for item, drawn in zip(items, made.noise, strict=True):
             noises.setdefault((item.window.key, item.seed), []).append(drawn)
         return made
