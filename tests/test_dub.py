@@ -170,16 +170,16 @@ def test_mono_and_8_khz_and_short_and_long_sounds_are_fitted_to_the_window(base:
     rates = {}
     for i in range(len(stored)):
         pair = stored.read_pair(i)
-        sound, name = pair.reference_sound, pair.key.partition("-")[0]
-        assert sound is not None
-        assert sound.samples.shape == (2, round(9 / FPS * sound.rate))
-        rates[name] = sound.rate
+        fitted, name = pair.reference_sound, pair.key.partition("-")[0]
+        assert fitted is not None
+        assert fitted.samples.shape == (2, round(9 / FPS * fitted.rate))
+        rates[name] = fitted.rate
         if name == "mono":
-            assert np.array_equal(sound.samples[0], sound.samples[1])
+            assert np.array_equal(fitted.samples[0], fitted.samples[1])
         first = pair.record["window"]["indices"][0] / FPS  # type: ignore[index]
         if name == "short":
             silent = max(round((0.2 - first) * RATE), 0)
-            assert not sound.samples[:, silent + 1 :].any()
+            assert not fitted.samples[:, silent + 1 :].any()
     assert rates == {"low": 8000, "mono": RATE, "odd": 48000, "short": RATE, "long": RATE}
 
 
@@ -326,6 +326,9 @@ def test_foley_learns_the_sound_of_a_given_video_and_makes_it(pairs: Path, base:
     silent = run(tmp_path, "iclora_train.generate", *generate_args(base, path, f"source={source}", "out=n.mp4"))
     assert silent.code == 2
     assert "or audio=generate to make the sound of the clip" in silent.err
+    judged = run(tmp_path, "eval", *settings("foley", root, base, clips))
+    assert judged.code == 2
+    assert "task foley makes the sound of a given video (task.video_given), and eval judges videos" in judged.err
 
 
 def test_sections_have_the_sound_of_their_times(base: Path, tmp_path: Path) -> None:
