@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from eval.report.page import sizes, write_page
 from eval.scores import assemble, headline, identity
 from eval.scoring.measuring_time import NOT_MEASURED, MeasuringTime, measure_measuring
 from eval.scoring.scorer import Scorer, print_lines
+from eval.scoring.sound_scores import measures_sound
 from eval.sequential import Work, sample_until_decided
 from eval.suites import control_notes, suite_of
 from eval.synthetic.run import ProbeClips, ProbeSampler, probe_sampler, run_probes, unfinished_probes
@@ -143,6 +145,7 @@ def _evaluate(
     """Sample, measure, and write the results into `folder`. started: of the evaluation, by `time.perf_counter`."""
     frames, *size, _ = source.held_out.pair(source.held_out.windows[0]).target.shape
     suite = suite_of(source.config, source.held_out, min(size), frames)
+    suite = replace(suite, with_sound=measures_sound(source))
     features = clip_features(source.config.eval)
     plan, (cost, measuring) = _plan(source, suite, features, folder, rank, console)
     config = source.config  # with the windows, seeds and steps of the plan

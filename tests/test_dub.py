@@ -328,7 +328,7 @@ def test_foley_learns_the_sound_of_a_given_video_and_makes_it(pairs: Path, base:
     assert "or audio=generate to make the sound of the clip" in silent.err
     judged = run(tmp_path, "eval", *settings("foley", root, base, clips))
     assert judged.code == 2
-    assert "task foley makes the sound of a given video (task.video_given), and eval judges videos" in judged.err
+    assert "task foley makes the sound of a given video, and eval judges videos" in judged.err
 
 
 def test_sections_have_the_sound_of_their_times(base: Path, tmp_path: Path) -> None:

@@ -309,8 +309,12 @@ def test_a_clip_does_not_depend_on_its_batch_and_its_sound_not_on_the_condition(
         Condition("empty", True, "own", empty_prompt=True),
     ):
         together = source._latents(condition, batch, source.sampler)
-        alone = torch.cat([source._latents(condition, [item], source.sampler) for item in batch])
-        assert torch.allclose(together, alone, atol=1e-4)
+        alone = [source._latents(condition, [item], source.sampler) for item in batch]
+        assert torch.allclose(together.video, torch.cat([latents.video for latents in alone]), atol=1e-4)
+        assert len(together.sounds) == len(batch)
+        for sound, latents in zip(together.sounds, alone, strict=True):
+            assert sound is not None
+            assert torch.allclose(sound, latents.sounds[0], atol=1e-4)
     assert all(torch.equal(drawn, several[0]) for several in noises.values() for drawn in several)
     assert len({float(several[0].flatten()[0]) for several in noises.values()}) == len(batch)
 

@@ -381,7 +381,7 @@ def latents(measurements: Measurements, name: str) -> torch.Tensor:
     """The latents of the first batch under a choice, sampled now."""
     found = {v.name: v for v in variants(measurements.config, measurements.size, measurements.base.geometry)}
     source = measurements.source(found[name])
-    return source._sample(at_strength(1), measurements.batches()[0], source.sampler)
+    return source._sample(at_strength(1), measurements.batches()[0], source.sampler).video
 
 
 def test_adapter_and_effect_are_added_at_their_strengths(measurements: Measurements, finished: World) -> None:
@@ -395,7 +395,7 @@ def test_adapter_and_effect_are_added_at_their_strengths(measurements: Measureme
     transformer = measurements.base.transformer().eval()
     lora.load_adapter(transformer, lora.Adapter(both, own.metadata))
     source.transformer = transformer
-    expected = source._sample(at_strength(1), measurements.batches()[0], source.sampler)
+    expected = source._sample(at_strength(1), measurements.batches()[0], source.sampler).video
     assert torch.allclose(sampled, expected, atol=1e-4)
     measurements._loaded = None  # its transformer was exchanged
     assert not torch.allclose(sampled, latents(measurements, "adapter 0.5"), atol=1e-2)

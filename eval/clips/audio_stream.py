@@ -1,7 +1,7 @@
 """The audio stream of sampled clips: whether it is sampled (`model.audio`), its text features and its noise.
 
-The clips are judged as pictures, so the sound is sampled beside them and left aside. It matters because audio tokens
-change the video.
+The clips are judged as pictures. The sound matters because audio tokens change the video; where the held-out pairs have
+sound, it is judged too (`scoring.sound_scores`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,22 @@ class StreamLatents(NamedTuple):
 
     video: Tensor
     sound: Tensor | None = None
+
+
+class BatchLatents(NamedTuple):
+    """The latents of a batch: of its videos (B,C,f,h,w), and of the sound of each clip (C,l,m), None without it."""
+
+    video: Tensor
+    sounds: list[Tensor | None]
+
+    @classmethod
+    def joined(cls, parts: Sequence[StreamLatents], groups: Sequence[Sequence[int]]) -> BatchLatents:
+        """The batch whose clips were sampled in groups. groups: the numbers of the clips of each part."""
+        numbers = [number for group in groups for number in group]
+        order = torch.tensor(numbers).argsort()
+        video = torch.cat([part.video for part in parts])
+        sounds = [sound for part in parts for sound in ([None] * len(part.video) if part.sound is None else part.sound)]
+        return cls(video[order.to(video.device)], [sounds[row] for row in order.tolist()])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -25,6 +25,13 @@ from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.media.pixels import to_uint8
 
 PROTOCOL = 1  # increase it when the same settings would produce different clips
+
+
+class FinishedBatch(NamedTuple):
+    """Clips (B,F,H,W,3), and the latents of the sound of each (C,l,m), None without it."""
+
+    clips: Tensor
+    sounds: Sequence[Tensor | None] = ()
 
 
 class ClipCache:
@@ -53,10 +60,29 @@ class ClipCache:
         except SafetensorError as error:
             raise ConfigError(f"{path} is damaged ({error}): delete it and run eval again") from error
 
-    def write(self, spec: dict[str, Any], clips: Tensor, seconds: float) -> None:
-        """Write clips (B,F,H,W,3) and the seconds that sampling them took."""
+    def read_sounds(self, spec: dict[str, Any], count: int) -> list[Tensor | None]:
+        """The latents (C,l,m) of the sounds of a batch of `count` clips, None without. Errors as in `read`."""
+        path = self.path(spec)
+        try:
+            with safe_open(path, framework="pt") as file:
+                stored = set(file.keys())
+                names = [sound_name(number) for number in range(count)]
+                return [file.get_tensor(name) if name in stored else None for name in names]
+        except SafetensorError as error:
+            raise ConfigError(f"{path} is damaged ({error}): delete it and run eval again") from error
+
+    def write(self, spec: dict[str, Any], clips: Tensor, seconds: float, sounds: Sequence[Tensor | None] = ()) -> None:
+        """Write clips (B,F,H,W,3), the latents of their sounds, and the seconds that sampling them took."""
+        tensors = {
+            sound_name(number): sound.cpu().contiguous() for number, sound in enumerate(sounds) if sound is not None
+        }
         with write_atomic(self.path(spec)) as file:
-            file.write(safetensors.torch.save({"clips": clips.contiguous()}, {"seconds": f"{seconds:.3f}"}))
+            file.write(safetensors.torch.save({"clips": clips.contiguous(), **tensors}, {"seconds": f"{seconds:.3f}"}))
+
+
+def sound_name(number: int) -> str:
+    """The name of the sound of a clip in a file of the cache."""
+    return f"sound{number}"
 
 
 def device_of(config: Config) -> torch.device:
@@ -126,15 +152,18 @@ class ClipSource:
             "latents": self.held_out.fingerprint["latents"],
         }
 
-    def cached(self, spec: dict[str, Any], make: Callable[[], Tensor], rows: slice = slice(None)) -> tuple[Clip, float]:
+    def cached(
+        self, spec: dict[str, Any], make: Callable[[], Tensor | FinishedBatch], rows: slice = slice(None)
+    ) -> tuple[Clip, float]:
         """Clips (B,F,H,W,3) that `spec` describes, restricted to `rows`, and the seconds that the batch took.
 
         `make` is called only if the cache does not hold the batch.
         """
         if not self.cache.has(spec):
             started = time.perf_counter()
-            clips = make()
-            self.cache.write(spec, clips, time.perf_counter() - started)
+            made = make()
+            clips, sounds = made if isinstance(made, FinishedBatch) else (made, ())
+            self.cache.write(spec, clips, time.perf_counter() - started, sounds)
         return self.cache.read(spec, rows)
 
     @torch.no_grad()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from eval.clips.audio_stream import AudioSampling, StreamLatents, choose_audio
-from eval.clips.clip_source import ClipCache, ClipSource, device_of
+from eval.clips.audio_stream import AudioSampling, BatchLatents, StreamLatents, choose_audio
+from eval.clips.clip_source import ClipCache, ClipSource, FinishedBatch, device_of
 from eval.clips.condition_references import ConditionReferences, use_specification
 from eval.clips.conditions import ADAPTER_ONLY, Condition, Item, all_conditions, at_strength, without_references
 from eval.clips.cost import ClipCost
@@ -30,6 +29,8 @@ from iclora_train.diffusion.loss import loss_at
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, draw_noise, sample
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer, compile_from_settings
+
+T = TypeVar("T")
 
 
 class SampledClips(ClipSource):
@@ -148,13 +149,13 @@ class SampledClips(ClipSource):
         guidance = self.sampler.guidance
         passes = guidance.passes if self.audio is None else self.sampler.audio.passes(guidance)
         judged = at_strength(1, self.config.task.has_reference)
-        latent, with_reference = self._timed(lambda: self._latents(judged, batch, step))
+        latents, with_reference = self._timed(lambda: self._latents(judged, batch, step))
         _, without_reference = self._timed(lambda: self._latents(Condition(ADAPTER_ONLY, True, "none"), batch, step))
         video_alone = None
         if self.audio is not None:
             _, seconds = self._timed(lambda: self._latents(replace(judged, audio=False), batch, step))
             video_alone = seconds / count
-        _, decoding = self._timed(lambda: self._decode(latent))
+        _, decoding = self._timed(lambda: self._decode(latents.video))
         with_reference, without_reference = with_reference / passes / count, without_reference / passes / count
         return ClipCost(with_reference, without_reference, decoding / count, passes, video_alone)
 
@@ -171,7 +172,7 @@ class SampledClips(ClipSource):
             times.append((marks[1] - marks[0], marks[2] - marks[1]))
         return times[1:]
 
-    def _timed(self, work: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    def _timed(self, work: Callable[[], T]) -> tuple[T, float]:
         """What the last of three calls returns, and the seconds of the fastest."""
         seconds = []
         for _ in range(3):
@@ -180,29 +181,28 @@ class SampledClips(ClipSource):
             seconds.append(synced_time(self.device) - started)
         return result, min(seconds)
 
-    def _make(self, condition: Condition, batch: Sequence[Item]) -> Tensor:
-        return self._decode(self._latents(condition, batch, self.sampler))
+    def _make(self, condition: Condition, batch: Sequence[Item]) -> FinishedBatch:
+        latents = self._latents(condition, batch, self.sampler)
+        return FinishedBatch(self._decode(latents.video), latents.sounds)
 
     def _audio_of(self, condition: Condition) -> AudioSampling | None:
         """The audio stream of a condition that is sampled with it."""
         return self.audio if condition.audio else None
 
-    def _latents(self, condition: Condition, batch: Sequence[Item], sampler: SamplerSettings) -> Tensor:
-        """The latents (B,C,f,h,w) of a batch; clips whose sounds have other lengths, at another rate, are sampled
-        apart."""
+    def _latents(self, condition: Condition, batch: Sequence[Item], sampler: SamplerSettings) -> BatchLatents:
+        """The latents of a batch; clips whose sounds have other lengths, at another rate, are sampled apart."""
         audio = self._audio_of(condition)
         if audio is None:
-            return self._sample(condition, batch, sampler)
+            return BatchLatents.joined([self._sample(condition, batch, sampler)], [range(len(batch))])
         rates = [self.held_out.fps(item.window) for item in batch]
         groups = audio.rows_by_length(self.latent_size[0], rates)
         parts = [self._sample(condition, [batch[row] for row in rows], sampler) for rows in groups]
-        order = torch.tensor([row for rows in groups for row in rows]).argsort()
-        return torch.cat(parts)[order.to(parts[0].device)]
+        return BatchLatents.joined(parts, groups)
 
-    def _sample(self, condition: Condition, batch: Sequence[Item], sampler: SamplerSettings) -> Tensor:
-        """The latents (B,C,f,h,w) of a batch whose sounds are equally long."""
+    def _sample(self, condition: Condition, batch: Sequence[Item], sampler: SamplerSettings) -> StreamLatents:
+        """The latents of a batch whose sounds are equally long."""
         references = self._references(condition, batch, self.held_out)
-        return self._denoise(condition, batch, sampler, self.held_out, references).video
+        return self._denoise(condition, batch, sampler, self.held_out, references)
 
     def _denoise(
         self,

@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from eval.clips.audio_stream import StreamLatents
 from eval.clips.clip_source import ClipCache
 from eval.clips.conditions import Condition, Item
@@ -53,9 +51,9 @@ class TwoStageClips(SampledClips):
         second_stage = {"upsampler": self.upsampler_sha256, "second_stage": list(DISTILLED_STAGE2)}
         return {**super().specification(condition, batch), **second_stage}
 
-    def _sample(self, condition: Condition, batch: Sequence[Item], sampler: SamplerSettings) -> Tensor:
+    def _sample(self, condition: Condition, batch: Sequence[Item], sampler: SamplerSettings) -> StreamLatents:
         references = self._references(condition, batch, self.half)
         first = self._denoise(condition, batch, sampler, self.half, references)
         enlarged = StreamLatents(self.upsampler(first.video), first.sound)
         refine = replace(sampler, sigmas=DISTILLED_STAGE2, guidance=Guidance(), audio=AudioGuidance())
-        return self._denoise(condition, batch, refine, self.held_out, (), enlarged).video
+        return self._denoise(condition, batch, refine, self.held_out, (), enlarged)

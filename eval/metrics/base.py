@@ -26,7 +26,7 @@ FLOW_SIDE = 256  # pixels: optical flow is computed on frames averaged down to t
 class Metric:
     """Name and properties of one metric.
 
-    unit: "dB", "levels", "px", "%" or "". better: "high", "low", or None if neither direction is better. group:
+    unit: "dB", "levels", "px", "%", "s" or "". better: "high", "low", or None if neither direction is better. group:
     picture, structure, colour, time or region.
     """
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from eval.metrics import colour, displacement, edges, held_out_loss, levels, motion, picture, region
+from eval.metrics import colour, displacement, edges, held_out_loss, levels, motion, picture, region, sound
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, NotRun
 from eval.metrics.structure import AGREEMENT, NO_READERS, DrawControl, Readers, TaskMetrics, structure_metrics
 from iclora_train.config import Task
@@ -45,7 +45,8 @@ class Suite:
     """The metrics of a task, in the order of the report. The primary metric is fixed before anything is measured.
 
     readers: control -> what reads it from an output, of structure tasks. controls: of a set with several controls, the
-    metrics of each by name; their common scale, `agreement`, is then the primary metric.
+    metrics of each by name; their common scale, `agreement`, is then the primary metric. with_sound: the sounds of the
+    clips are measured too (`scoring.sound_scores`).
     """
 
     groups: tuple[MetricGroup, ...]
@@ -55,6 +56,7 @@ class Suite:
     draw_control: DrawControl | None = field(default=None, repr=False)
     readers: Mapping[str, str] = field(default_factory=dict)
     controls: Mapping[str, TaskMetrics] = field(default_factory=dict)
+    with_sound: bool = False
 
     @classmethod
     def of(
@@ -90,7 +92,8 @@ class Suite:
     def metrics(self) -> tuple[Metric, ...]:
         """All metrics that may be measured. A metric is absent for a clip that lacks its subject (a person, say)."""
         first = (AGREEMENT,) if self.controls else ()
-        return (*first, *(metric for group in self.groups for metric in group.metrics))
+        of_sound = sound.METRICS if self.with_sound else ()
+        return (*first, *(metric for group in self.groups for metric in group.metrics), *of_sound)
 
     def measure(self, output: Clip, truth: GroundTruth) -> Measurement:
         """Every metric of an output clip (F,H,W,3), with PSNR and the primary metric also per frame.

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from eval.metrics import Suite
 from eval.scoring.classic_row import ClassicChoice
 from eval.scoring.common_scale import ControlScale
-from eval.statistics.estimates import Values
+from eval.statistics.estimates import Values, drop_nan
 
 Row = dict[str, Values]  # metric -> value per window
 Frames = dict[str, list[list[float] | None]]  # metric -> window -> frame
@@ -40,6 +41,13 @@ class Results:
     sets: dict[str, Any] | None = None
     classic: ClassicChoice = field(default_factory=lambda: ClassicChoice(None))
     scales: dict[str, ControlScale] = field(default_factory=dict)
+
+    def summary_line(self, name: str, suite: Suite) -> str:
+        """Console line of a finished condition: sampling time, primary metric, PSNR, SSIM."""
+        row, units = self.rows[name], {metric.key: metric.unit for metric in suite.metrics}
+        means = {key: drop_nan(row[key]) for key in (suite.primary, "psnr", "ssim") if key in row}
+        text = "  ".join(f"{key} {x.mean():.3f} {units[key]}".rstrip() for key, x in means.items() if len(x))
+        return f"  {name:18} {self.seconds[name]:7.1f} s   {text}"
 
     def of_windows(self, numbers: Sequence[int]) -> Results:
         """The values of some windows, as if no others were measured."""

@@ -33,6 +33,7 @@ from eval.clips.conditions import (
     at_strength,
 )
 from eval.clips.cost import Forecast
+from eval.clips.sampled import SampledClips
 from eval.metrics import Clip, Measurement, Suite, offset
 from eval.metrics.extra import ClipFeatures
 from eval.metrics.held_out_loss import VELOCITY_LOSS
@@ -44,7 +45,8 @@ from eval.scoring.common_scale import ControlScale, agreement_by_frame, control_
 from eval.scoring.condition_changes import condition_changes, has_changes, seed_diversity
 from eval.scoring.ground_truth import GroundTruths
 from eval.scoring.results import Frames, Results, Row
-from eval.statistics.estimates import Values, drop_nan
+from eval.scoring.sound_scores import SoundScores
+from eval.statistics.estimates import Values
 from iclora_train.core.progress import ProgressBar, progress_bar
 
 BY_LATENT_FRAME = (ADAPTER_REFERENCE, at_strength(0).name, FADE_MASK)  # scored per latent frame, for the fade mask
@@ -70,6 +72,7 @@ class Scorer:
         )
         self.target = self.ground_truths.target
         self.clip_sets = ClipSets(features, [window.source for window in source.held_out.windows])
+        self.sounds = SoundScores(source) if suite.with_sound and isinstance(source, SampledClips) else None
         self.classic_row = ClassicRow(self.held_out, self.ground_truths, source.config.task, source.device)
 
     def run(self, console: Console, forecast: Forecast | None = None, known: Results | None = None) -> Results:
@@ -98,7 +101,7 @@ class Scorer:
             for condition in self.source.conditions:
                 bar.update(description=condition.name)
                 self._score_condition(condition, results, pool, self._counter(condition, bar, forecast))
-                print_lines(console, self._summary_line(condition.name, results))
+                print_lines(console, results.summary_line(condition.name, self.suite))
             if with_changes:
                 bar.update(description="changes")
                 self._score_changes(results, pool, bar.advance)
@@ -130,7 +133,7 @@ class Scorer:
         seconds, running = 0.0, list[Future[Measurement]]()
         futures: list[tuple[Item, Future[Measurement]]] = []
         donor_futures: list[tuple[Item, Future[Measurement]]] = []
-        losses: dict[Item, dict[str, float]] = {}  # of a task that is judged by them
+        more: dict[Item, dict[str, float]] = {}  # the loss, of a task that is judged by it, or metrics of the sound
         for batch in self.batches:
             clips, batch_seconds = self.source.clips(condition, batch)
             seconds += batch_seconds
@@ -145,12 +148,15 @@ class Scorer:
                 running = running + donor
             if VELOCITY_LOSS in self.suite.metrics and condition.audio:  # that loss is of the video stream in any case
                 values_of_batch = self.source.velocity_losses(condition, batch)
-                losses |= {i: {VELOCITY_LOSS.key: loss} for i, loss in zip(batch, values_of_batch, strict=True)}
+                more |= {i: {VELOCITY_LOSS.key: loss} for i, loss in zip(batch, values_of_batch, strict=True)}
+            if self.sounds is not None:
+                of_sound = self.sounds.of_batch(condition, batch)
+                more |= {item: {**more.get(item, {}), **values} for item, values in of_sound.items()}
             numbers = [item.window.number for item in batch]
             running = running + self.clip_sets.submit(pool, condition.name, numbers, clips.__getitem__)
             on_batch()
         measured = [(item, future.result()) for item, future in futures]
-        values = [(item, {**result.values, **losses.get(item, {})}) for item, result in measured]
+        values = [(item, {**result.values, **more.get(item, {})}) for item, result in measured]
         results.rows[condition.name] = with_agreement(self._per_window(values), results.scales)
         results.equal_frames[condition.name] = self._equal_frames(measured)
         results.by_seed[condition.name] = with_agreement(self._per_seed(values), results.scales)
@@ -234,7 +240,9 @@ class Scorer:
         for name, clip_of in rows.items():
             measured = pool.map(lambda n, clip_of=clip_of: self._measure(n, clip_of(n)), range(len(items)))
             of_items = list(zip(items, measured, strict=True))
-            results.rows[name] = self._per_window([(item, m.values) for item, m in of_items])
+            of_sound = {} if self.sounds is None else self.sounds.of_row(name)
+            values = [(item, {**m.values, **of_sound.get(item.window.number, {})}) for item, m in of_items]
+            results.rows[name] = self._per_window(values)
             results.equal_frames[name] = self._equal_frames(of_items)
             self.clip_sets.submit(pool, name, range(len(items)), clip_of)
 
@@ -271,13 +279,6 @@ class Scorer:
         windows = [Item(window, 0) for window in self.held_out.windows]
         diversity = pool.map(lambda n: seed_diversity(self.source, self.batches, n), range(len(windows)))
         results.diversity = self._per_window(list(zip(windows, diversity, strict=True)))
-
-    def _summary_line(self, name: str, results: Results) -> str:
-        """Console line of a finished condition: sampling time, primary metric, PSNR, SSIM."""
-        row, units = results.rows[name], {metric.key: metric.unit for metric in self.suite.metrics}
-        means = {key: drop_nan(row[key]) for key in (self.suite.primary, "psnr", "ssim") if key in row}
-        text = "  ".join(f"{key} {x.mean():.3f} {units[key]}".rstrip() for key, x in means.items() if len(x))
-        return f"  {name:18} {results.seconds[name]:7.1f} s   {text}"
 
 
 @contextmanager
