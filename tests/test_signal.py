@@ -34,7 +34,7 @@ from iclora_train.adapters.reference_makers import MAKERS, makers_metadata, make
 from iclora_train.adapters.references import ReferenceLayout, references_metadata
 from iclora_train.config import Config, ConfigError, Task
 from iclora_train.config.named_task import task_named
-from iclora_train.config.references import family_of
+from iclora_train.config.references import MoreReference, family_of
 from iclora_train.core.types import Pair
 from iclora_train.media.clip import probe, read_clip
 from iclora_train.media.shard_clip import encode_clip
@@ -523,3 +523,25 @@ def test_the_time_of_slow_makers_is_estimated(
     printed = capsys.readouterr()
     assert re.search(r"first \(control\.soft_edges\): about \d+ s", printed.out)
     assert "reading the clip 33/33" in printed.err
+
+
+def test_several_controls_of_a_union_give_a_file_each(run: Run, tmp_path: Path) -> None:
+    task = Task(
+        name="both",
+        family="structure",
+        maker="union",
+        maker_args={"controls": {EDGES: {"args": LOW}, "control.soft_edges": {}}},
+        more_references=[MoreReference("still", "edit.frame", {"frame": 0}, frame=0)],
+    )
+    wanted = {"clip": str(clip_of(tmp_path)), "adapter": str(adapter_file(tmp_path / "adapter.safetensors", task))}
+    edges, contours, still = run(control=["canny", "soft_edges"], **wanted)
+    assert {path.name for path in tmp_path.glob("signal-*")} == {
+        "signal-canny.mp4",
+        "signal-soft_edges.mp4",
+        "signal-still.png",
+    }
+    assert (edges == run(control="canny", only="first", **wanted)[0]).all()
+    assert (contours == run(clip=wanted["clip"], maker="control.soft_edges")[0]).all()
+    assert (still[0] == next(read_clip(Path(wanted["clip"])))).mean() > 0.9  # 72x56 pixels are not cut
+    with pytest.raises(ConfigError, match="control=depth is not one of the controls"):
+        run(control=["canny", "depth"], **wanted)

@@ -74,7 +74,7 @@ def recipes_of(settings: SignalSettings, echo: Echo) -> tuple[list[Recipe], list
     else:
         recipes = [Recipe(0, ReferenceLayout(FIRST), str(settings.maker), {}, family_of(str(settings.maker)), "maker")]
     layouts = [recipe.layout for recipe in recipes]
-    chosen = _chosen(recipes, settings)
+    chosen = _with_controls(_chosen(recipes, settings), settings.control)
     finished = [_with_settings(recipe, settings, recipe is chosen[0]) for recipe in chosen]
     return finished, layouts, metadata
 
@@ -141,16 +141,7 @@ def _chosen(recipes: Sequence[Recipe], settings: SignalSettings) -> list[Recipe]
 
 
 def _with_settings(recipe: Recipe, settings: SignalSettings, is_first: bool) -> Recipe:
-    """The recipe with the control of a union, with `maker_args` (of the first one), and with files in place of what
-    training drew or estimated."""
-    if recipe.maker == UNION:
-        recipe = _of_union(recipe, settings.control)
-    else:
-        require(
-            settings.control is None,
-            f"control={settings.control} chooses a control of a union, and reference {recipe.layout.name} has the "
-            f"maker {recipe.maker}: leave it out",
-        )
+    """The recipe with `maker_args` (of the first one), and with files in place of what training drew or estimated."""
     require(recipe.maker != NO_REFERENCE, f"{recipe.origin}: the maker {NO_REFERENCE} makes no reference")
     require(
         recipe.maker != "given",
@@ -174,16 +165,30 @@ def _with_settings(recipe: Recipe, settings: SignalSettings, is_first: bool) -> 
     return replace(recipe, args=args)
 
 
-def _of_union(recipe: Recipe, control: str | None) -> Recipe:
-    """The recipe of one control of a union."""
-    controls = configured_controls(replace(recipe.task(None), maker=UNION))
-    names = {control.name: control for control in controls} | {control.maker: control for control in controls}
-    choices = ", ".join(control.name for control in controls)
-    require(bool(controls), f"{recipe.origin} names no controls of the union: name one, e.g. maker=control.canny")
+def _with_controls(recipes: Sequence[Recipe], controls: Sequence[str] | None) -> list[Recipe]:
+    """The recipes with one for each chosen control in place of a union. Of several controls, each gives its name."""
+    unions = [recipe for recipe in recipes if recipe.maker == UNION]
     require(
-        control is not None,
-        f"{recipe.origin} was trained with several controls: say which, control=..., one of {choices}",
+        controls is None or bool(unions),
+        f"control={', '.join(controls or [])} chooses a control of a union, and the maker is "
+        f"{', '.join(recipe.maker for recipe in recipes)}: leave it out",
     )
-    require(control in names, f"control={control} is not one of the controls of {recipe.origin}: {choices}")
-    chosen = names[str(control)]
-    return replace(recipe, maker=chosen.maker, args=chosen.args)
+    result: list[Recipe] = []
+    for recipe in recipes:
+        if recipe.maker != UNION:
+            result.append(recipe)
+            continue
+        known = configured_controls(replace(recipe.task(None), maker=UNION))
+        names = {control.name: control for control in known} | {control.maker: control for control in known}
+        choices = ", ".join(control.name for control in known)
+        require(bool(known), f"{recipe.origin} names no controls of the union: name one, e.g. maker=control.canny")
+        require(
+            controls is not None,
+            f"{recipe.origin} was trained with several controls: say which, control=..., one of {choices}",
+        )
+        for name in controls or []:
+            require(name in names, f"control={name} is not one of the controls of {recipe.origin}: {choices}")
+            control = names[name]
+            layout = recipe.layout if len(controls or []) == 1 else replace(recipe.layout, name=control.name)
+            result.append(replace(recipe, layout=layout, maker=control.maker, args=control.args))
+    return result

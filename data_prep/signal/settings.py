@@ -28,7 +28,7 @@ class SignalSettings:
     adapter: str | None = None
     maker: str | None = None  # instead of the adapter's: a pair maker of data_prep
     maker_args: dict[str, Any] = field(default_factory=dict)  # arguments to change
-    control: str | None = None  # of a union: which of its controls
+    control: Any = field(default=None, metadata=TEXT_OR_LIST)  # of a union: one of its controls, or several
     only: Any = field(default=None, metadata=TEXT_OR_LIST)  # of several references: the names of those to make
     width: int | None = None  # of the video, of which a reference may be a part
     height: int | None = None
@@ -71,6 +71,7 @@ class SignalSettings:
         check_sizes(self)
         require(self.start >= 0, f"start={self.start} must be 0 or more")
         self.only = [self.only] if isinstance(self.only, str) else self.only
+        self.control = [self.control] if isinstance(self.control, str) else self.control
         self._check_lists()
         given = [key for key in ("adapter", "maker", "task") if getattr(self, key) is not None]
         require(
@@ -89,10 +90,13 @@ class SignalSettings:
             valid and (numbers == [self.seed] or len(numbers) == 4),
             f"seed={self.seed} must be a whole number, or the four numbers of a pair's record",
         )
-        require(
-            self.only is None or (self.only and all(isinstance(name, str) for name in self.only)),
-            f"only={self.only} must be the name of a reference, or a list of names",
-        )
+        for key, meaning in (("only", "a reference"), ("control", "a control")):
+            names = getattr(self, key)
+            valid = isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names)
+            require(
+                names is None or (valid and len(set(names)) == len(names)),
+                f"{key}={names} must be the name of {meaning}, or a list of different names",
+            )
 
     def _check_numbers(self, key: str, count: int, low: int, meaning: str) -> None:
         value = getattr(self, key)
