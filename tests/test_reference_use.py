@@ -449,6 +449,7 @@ def test_programs_that_cannot_give_the_strengths_are_named_at_once(
 ) -> None:
     lines = list(loader_limits(Adapter({}, metadata_of(make()))))
     assert {line.split()[0] for line in lines} == expected.keys()
+    assert len({(line.split()[0], line.split(":")[0]) for line in lines}) == len(lines) == len(expected)
     for program, words in expected.items():
         assert any(line.startswith(program) and words in line for line in lines)
 

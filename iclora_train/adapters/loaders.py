@@ -118,12 +118,14 @@ def loader_limits(adapter: Adapter) -> Iterator[str]:
     slots."""
     if adapter.slots is not None:
         yield LIMIT
+    named: list[str] = []
     limits = (("ltx-pipelines", ltx_pipelines_limit), ("ComfyUI", comfyui_limit), ("diffusers", diffusers_limit))
     for program, limit in limits if adapter.references else ():
         reason = limit(adapter)
         if reason is not None:
+            named.append(program)
             yield f"{program} cannot use this adapter as it is: {reason}"
-    yield from varied_limits(adapter.references)
+    yield from varied_limits(adapter.references, named)
     mask = data_mask(conditions_of(adapter.metadata))
     if mask is not None and mask.usual:
         for program, reason in mask_limits(str(mask.mode)):

@@ -9,7 +9,7 @@ guide nodes of ComfyUI-LTXVideo have one for each, and a mask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from iclora_train.adapters.comfyui_references import with_two_strengths
 from iclora_train.adapters.references import ReferenceLayout
@@ -45,13 +45,16 @@ def comfyui_strengths(layouts: Layouts) -> str | None:
     custom = with_two_strengths(layouts)
     if not custom:
         return None
-    names = ", ".join(f"{of.name} (strength {of.use.usual_strength:g})" for of in custom)
-    attention = _with_attention(custom)
-    return f"{_TWO_NUMBERS}, unlike {names}, {attention}; there the workflow has a guide node of ComfyUI-LTXVideo"
+    of_both = ((layout.name, *layout.use.usual) for layout in custom)
+    names = ", ".join(f"{name} (strength {of:g}, attention strength {weight:g})" for name, of, weight in of_both)
+    return f"{_TWO_NUMBERS}, unlike {names}; there the workflow has a guide node of ComfyUI-LTXVideo"
 
 
-def varied_limits(layouts: Layouts) -> Iterator[str]:
-    """A line for each program that cannot give every reference each of the strengths and masks that training drew."""
+def varied_limits(layouts: Layouts, named: Container[str] = ()) -> Iterator[str]:
+    """A line for each program that cannot give every reference each of the strengths and masks that training drew.
+
+    named: programs of which the reader knows that they cannot use the adapter as it is.
+    """
     varied = [layout.name for layout in layouts if _is_varied(layout)]
     if not varied:
         return
@@ -65,7 +68,9 @@ def varied_limits(layouts: Layouts) -> Iterator[str]:
         else "strengths between 0 and 1 give other results"
     )
     for program, reason in reasons.items():
-        yield f"{program} cannot use all of the strengths and masks that {', '.join(varied)} had in training: {reason}"
+        if program not in named:
+            names = ", ".join(varied)
+            yield f"{program} cannot use all of the strengths and masks that {names} had in training: {reason}"
 
 
 def _varies_attention(layout: ReferenceLayout) -> bool:
