@@ -323,7 +323,7 @@ def test_sizes_follow_the_rules_of_generate(run: Run, tmp_path: Path, capsys: py
         ({"maker": "given"}, "is a video that you supply"),
         ({"maker": "edit.hole", "maker_args": {"mask": "column"}}, r"mask is not set: .* needs the clip's mask"),
         ({"maker": "none"}, "the maker none makes no reference"),
-        ({"maker": "union"}, "names no controls of the union"),
+        ({"maker": "union"}, r"maker_args\.controls is empty: name makers"),
         ({"maker_args": {"size": 10**9}}, r"control\.canny cannot make a reference of 72x56x21 .*change them with"),
         ({"maker": "edit.loop", "sheet": __file__}, r"first \(edit\.loop\): .*cannot be read as a video"),
         ({"maker": "control.tracks", "tracks": __file__}, r"tracks: .*cannot be read as JSON"),
@@ -545,3 +545,26 @@ def test_several_controls_of_a_union_give_a_file_each(run: Run, tmp_path: Path) 
     assert (still[0] == next(read_clip(Path(wanted["clip"])))).mean() > 0.9  # 72x56 pixels are not cut
     with pytest.raises(ConfigError, match="control=depth is not one of the controls"):
         run(control=["canny", "depth"], **wanted)
+
+
+@pytest.mark.parametrize(
+    ("makers", "message"),
+    [
+        ([{"maker": "union", "args": {"controls": ["canny"]}}], r"controls=\['canny'\] must be"),
+        ([{"maker": "union", "args": {"controls": {EDGES: {"args": 3}}}}], r"control\.canny\.args=3 must be arguments"),
+        ([{"maker": "union", "args": {"controls": {"union": {"args": {}}}}}], r"controls=None must be"),
+        ([{"maker": "control.pose", "args": {"model": 3}}], "made with the network 3: set maker_args.model=PATH"),
+        ([{"maker": "degrade.chain", "args": {"steps": [{"maker": "degrade.grey", "args": 3}]}}], "must be arguments"),
+        ([{"maker": "os.system", "args": {}}], r"maker='os\.system' is not one of"),
+        ([{"maker": EDGES, "args": {"low": []}}], r"maker_args\.low=\[\] must be a number"),
+        ([{"maker": EDGES, "args": {}}, {"maker": EDGES, "args": {}}], "names 2 makers for 1 references"),
+    ],
+)
+def test_an_adapter_file_may_name_anything(makers: list[Any], message: str, run: Run, tmp_path: Path) -> None:
+    adapter = adapter_file(tmp_path / "adapter.safetensors", reference_makers=json.dumps(makers))
+    with pytest.raises(ConfigError, match=message):
+        run(
+            clip=str(clip_of(tmp_path)),
+            adapter=str(adapter),
+            control="canny" if makers[0]["maker"] == "union" else None,
+        )

@@ -105,6 +105,7 @@ def register(name: str) -> Callable[[C], C]:
 def build_maker(name: str, args: dict[str, Any]) -> Maker:
     """The maker `task.maker` with the arguments `task.maker_args`. ConfigError names the wrong key and the choices."""
     require(name in MAKERS, f"task.maker={name!r} is not one of {', '.join(sorted(MAKERS))}")
+    require(isinstance(args, dict), f"task.maker_args={args!r}, of {name}, must be arguments, {{name: value, ...}}")
     maker: Any = MAKERS[name]
     allowed = [field.name for field in fields(maker)]
     unknown = sorted(set(args) - set(allowed))
@@ -129,6 +130,11 @@ def check_range(key: str, value: object, low: float, high: float = float("inf"))
     for end in value:
         check_number(key, end, low, high)
     require(value[0] <= value[1], f"task.maker_args.{key}={value!r} must be a range from small to large")
+
+
+def check_path(key: str, value: object) -> None:
+    """ConfigError unless `task.maker_args.<key>` is a path as text, or null."""
+    require(value is None or isinstance(value, str), f"task.maker_args.{key}={value!r} must be a path")
 
 
 def check_bool(key: str, value: object) -> None:

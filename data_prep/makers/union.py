@@ -28,13 +28,7 @@ class Union(Maker):
     controls: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(
-            len(self.controls) > 0, "task.maker_args.controls is empty: name makers, e.g. control.canny: {weight: 1}"
-        )
-        for name, control in self.controls.items():
-            unknown = sorted(set(control) - {"weight", "args"})
-            require(not unknown, f"task.maker_args.controls.{name} has {', '.join(unknown)}; allowed: weight and args")
-            check_number(f"controls.{name}.weight", control.get("weight", 1), 1e-6)
+        check_controls(self.controls)
         self._makers()
 
     def _makers(self) -> list[Maker]:
@@ -63,6 +57,25 @@ class Union(Maker):
         index = int(np.searchsorted(np.cumsum(weights) / weights.sum(), position, side="right"))
         reference, params = _call_with_own_margin(self._makers()[index], frames, rng, source)
         return reference, {"control": list(self.controls)[index], **params}
+
+
+def check_controls(controls: Any) -> None:
+    """ConfigError unless `task.maker_args.controls` names makers, each with a weight and arguments of their form."""
+    example = "name makers, e.g. control.canny: {weight: 1}"
+    require(
+        isinstance(controls, dict), f"task.maker_args.controls={controls!r} must be {{maker: {{...}}, ...}}: {example}"
+    )
+    require(len(controls) > 0, f"task.maker_args.controls is empty: {example}")
+    for name, control in controls.items():
+        where = f"task.maker_args.controls.{name}"
+        require(isinstance(control, dict), f"{where}={control!r} must be {{weight: ..., args: ...}}")
+        unknown = sorted(set(control) - {"weight", "args"})
+        require(not unknown, f"{where} has {', '.join(unknown)}; allowed: weight and args")
+        check_number(f"controls.{name}.weight", control.get("weight", 1), 1e-6)
+        args = control.get("args", {})
+        require(isinstance(args, dict), f"{where}.args={args!r} must be arguments, {{name: value, ...}}")
+        if name == "union":
+            check_controls(args.get("controls"))
 
 
 def _call_with_own_margin(

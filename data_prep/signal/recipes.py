@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data_prep.makers import Maker, build_maker
+from data_prep.makers.union import check_controls
 from data_prep.signal.settings import SignalSettings
 from iclora_train.adapters.metadata import metadata_findings, reference_layouts
 from iclora_train.adapters.official import completed, recognise
@@ -178,10 +179,10 @@ def _with_controls(recipes: Sequence[Recipe], controls: Sequence[str] | None) ->
         if recipe.maker != UNION:
             result.append(recipe)
             continue
-        known = configured_controls(replace(recipe.task(None), maker=UNION))
+        _check_union(recipe)
+        known = configured_controls(recipe.task(None))
         names = {control.name: control for control in known} | {control.maker: control for control in known}
         choices = ", ".join(control.name for control in known)
-        require(bool(known), f"{recipe.origin} names no controls of the union: name one, e.g. maker=control.canny")
         require(
             controls is not None,
             f"{recipe.origin} was trained with several controls: say which, control=..., one of {choices}",
@@ -192,3 +193,11 @@ def _with_controls(recipes: Sequence[Recipe], controls: Sequence[str] | None) ->
             layout = recipe.layout if len(controls or []) == 1 else replace(recipe.layout, name=control.name)
             result.append(replace(recipe, layout=layout, maker=control.maker, args=control.args))
     return result
+
+
+def _check_union(recipe: Recipe) -> None:
+    """ConfigError, with where the union is from, unless its controls have the form that the maker takes."""
+    try:
+        check_controls(recipe.args.get("controls", {}))
+    except ConfigError as error:
+        raise ConfigError(f"{recipe.origin}: {str(error).replace('task.', '')}") from error

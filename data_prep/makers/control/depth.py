@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from data_prep.makers.base import Maker, Params, SourceWindow, check_number, check_range, register
+from data_prep.makers.base import Maker, Params, SourceWindow, check_number, check_path, check_range, register
 from data_prep.makers.colour_space import luma
 from data_prep.makers.control.depth_files import VALUES, read_nearness
 from iclora_train.config import one_of, require
@@ -40,6 +40,7 @@ class Depth(Maker):
         check_range("range", self.range, 0, 100)
         check_number("steady", self.steady, 0, 0.95)
         require(self.model is not None, f"task.maker_args.model is not set: {REMEDY}; or use control.depth_given")
+        check_path("model", self.model)
         assert self.model is not None
         exists = (user_path(self.model) / "config.json").is_file()
         require(exists, f"task.maker_args.model={self.model} holds no config.json: {REMEDY}")

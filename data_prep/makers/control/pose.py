@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.makers.base import Maker, Params, SourceWindow, check_number, register
+from data_prep.makers.base import Maker, Params, SourceWindow, check_number, check_path, register
 from iclora_train.config import require
 from iclora_train.config.paths import user_path
 from iclora_train.signals import blazepose, rtmpose
@@ -29,6 +29,7 @@ class Pose(PoseReader, Maker):
         check_number("confidence", self.confidence, 0, 1)
         check_number("thickness", self.thickness, 0.1, 10)
         blazepose.require_installed()
+        check_path("model", self.model)
         if self.model is not None:
             rtmpose.require_usable(user_path(self.model))
 
