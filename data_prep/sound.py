@@ -80,7 +80,7 @@ def check_sound(clip: Clip, config: Config) -> None:
     if path is None:
         named = "has no `reference_sound`" if reference.source == "column" else "names no reference"
         raise ValueError(f"its row {named}, which task.audio_reference.source={reference.source} needs")
-    if required and not has_sound(path):
+    if not has_sound(path) and required:  # a file that cannot be read raises in any case
         raise ValueError(
             f"its audio reference {path} has no sound, and data.sound=required; data.sound=silence uses it with silence"
         )

@@ -183,7 +183,7 @@ def test_mono_and_8_khz_and_short_and_long_sounds_are_fitted_to_the_window(base:
     assert rates == {"low": 8000, "mono": RATE, "odd": 48000, "short": RATE, "long": RATE}
 
 
-def test_a_list_without_the_column_and_a_base_without_audio_half_are_refused(
+def test_a_missing_column_a_damaged_sound_and_a_base_without_audio_half_are_named(
     pairs: Path, base: Path, tmp_path: Path
 ) -> None:
     plain = tmp_path / "plain.csv"
@@ -193,6 +193,19 @@ def test_a_list_without_the_column_and_a_base_without_audio_half_are_refused(
         prepare("dub", tmp_path / "root", base, plain, "task.audio_reference.source=column")
     reasons = json.loads((tmp_path / "root/report.json").read_text())["dropped"]
     assert "has no `reference_sound`, which task.audio_reference.source=column needs" in reasons[0]["reason"]
+    damaged = tmp_path / "damaged.csv"
+    (tmp_path / "voice.wav").write_bytes(b"no sound at all")
+    damaged.write_text(
+        pairs.read_text()
+        .replace("voice0.wav", str(tmp_path / "voice.wav"))
+        .replace(",dub", f",{pairs.parent}/dub")
+        .replace(",orig", f",{pairs.parent}/orig")
+        .replace(",voice", f",{pairs.parent}/voice")
+    )
+    prepare("dub", tmp_path / "other", base, damaged, "task.audio_reference.source=column", "data.sound=silence")
+    (dropped,) = json.loads((tmp_path / "other/report.json").read_text())["dropped"]
+    assert dropped["clip"] == "clip0"
+    assert "voice.wav" in dropped["reason"]
     for task in ("dub", "foley"):
         result = run(tmp_path, "data_prep", f"conf={task}", f"data.clips={pairs}", "data.root=nano")
         assert result.code == 2
