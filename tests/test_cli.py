@@ -102,7 +102,10 @@ def test_a_misspelt_key_in_a_file_is_named_with_the_file(tmp_path: Path) -> None
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/mine.yaml").write_text("# @package _global_\ntask:\n  name: mine\n  makr: control.canny\n")
     line = refused(tmp_path, "iclora_train", "--config-dir", str(tmp_path), "conf=mine")
-    assert "In 'conf/mine': no setting 'task.makr'; there are conditions, family, maker, maker_args," in line
+    assert (
+        "In 'conf/mine': no setting 'task.makr'; there are audio_reference, conditions, family, maker, maker_args,"
+        in line
+    )
 
 
 def test_a_missing_folder_of_settings_is_named(tmp_path: Path) -> None:

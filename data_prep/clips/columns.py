@@ -35,7 +35,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 _COLUMN_OF = {name: column for column, names in NAMES.items() for name in names}
 SOUND = ("audio", "audio_path", "audio_mask")  # columns of other trainers
-_SHORT = ("start", "end")  # too many words resemble them, such as `state`
+_NO_HINT = ("start", "end", "reference_audio")  # too many words resemble them: `state`, `reference_caption`
 _SIMILAR = 0.8  # share of equal letters from which a name counts as misspelt (difflib)
 
 
@@ -74,7 +74,7 @@ def _misspelt(name: str, present: Collection[str]) -> str | None:
     if name in _COLUMN_OF:
         return None
     for known in difflib.get_close_matches(name, _COLUMN_OF, cutoff=_SIMILAR):
-        if known not in _SHORT and _COLUMN_OF[known] not in present and not name.startswith(f"{known}_"):
+        if known not in _NO_HINT and _COLUMN_OF[known] not in present and not name.startswith(f"{known}_"):
             return known
     return None
 
