@@ -139,6 +139,16 @@ def test_an_adapter_without_makers_is_named(assets: Path, tmp_path: Path) -> Non
         generate(settings_for(assets, tmp_path, adapter=adapter, signal="auto"))
 
 
+def test_plain_loras_beside_the_adapter_have_no_part_in_the_signal(assets: Path, tmp_path: Path) -> None:
+    adapter = adapter_for(assets, tmp_path, EDGES)
+    plain = str(write_adapter(tmp_path / "plain.safetensors", assets / "base", seed=1, adapter_kind="lora"))
+    both = made(assets, tmp_path / "a", adapter=[plain, adapter], signal="auto")
+    before = made(assets, tmp_path / "b", adapter=[plain, adapter], reference=str(tmp_path / "a" / "video.signal.mp4"))
+    assert (both == before).all()
+    with pytest.raises(ConfigError, match="2 of the adapters take a reference"):
+        generate(settings_for(assets, tmp_path, adapter=[adapter, adapter], signal="auto"))
+
+
 def test_values_reach_the_other_command_in_its_grammar() -> None:
     value = {"low": 2, "name": "it's, [a] {b}", "list": [1.5, None, True]}
     assert _in_grammar(value) == "{low: 2, name: 'it\\'s, [a] {b}', list: [1.5,null,true]}"

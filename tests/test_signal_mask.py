@@ -147,6 +147,14 @@ def test_a_person_is_outlined_and_followed(run: Run, tmp_path: Path) -> None:
     assert np.polyfit(range(5), centres, 1)[0] == pytest.approx(3, abs=1.2)
 
 
+def test_people_are_found_in_the_whole_picture_and_cut_with_the_video(run: Run, tmp_path: Path) -> None:
+    """A video of the middle 128 columns of 288: the mask is the middle of the whole clip's."""
+    clip = astronaut(tmp_path, 2)
+    whole, part = run(region="person", clip=clip), run(region="person", clip=clip, width=128, height=256)
+    assert part.shape == (2, 256, 128)
+    assert (part == whole[:, :, 80:208]).all()
+
+
 def test_a_clip_without_people_is_an_error_with_remedies(run: Run, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", 3, 64, 64)
     with pytest.raises(ConfigError, match=r"no person was found in it: .*tiles=2, or mask them with region=box"):
