@@ -568,3 +568,13 @@ def test_an_adapter_file_may_name_anything(makers: list[Any], message: str, run:
             adapter=str(adapter),
             control="canny" if makers[0]["maker"] == "union" else None,
         )
+
+
+def test_a_clip_that_memory_cannot_hold_is_refused_before_it_is_read(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = str(clip_of(tmp_path))
+    monkeypatch.setattr("data_prep.signal.source.free_host_memory", lambda: 2.0**20)
+    with pytest.raises(ConfigError, match=r"72x56x21 needs about 0\.0 GiB .*make it in parts"):
+        run(clip=clip, maker="control.pose")
+    assert run(clip=clip, maker=EDGES, maker_args=LOW, frames=5, start=16)[0].shape == (5, 56, 72, 3)

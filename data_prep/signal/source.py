@@ -19,7 +19,9 @@ from iclora_train.core.types import VideoShape
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.size import RequestedSizes, SizeRules, SizeSource, video_shape
 from iclora_train.media.frame_times import rates_equal
+from iclora_train.training.host_memory import free_host_memory
 
+WORK = 3  # bytes of memory per byte of pixels that are read; seen: 2.6 (docs/log/measurements.md)
 USUAL_RATE = 24.0  # frames per second of a video that is made of pictures, where nothing says another
 
 Borders = tuple[int, int, int, int]  # left, top, right, bottom
@@ -67,8 +69,9 @@ class SourceClip:
         return Window(**values)
 
     def padded(self, margins: Sequence[int]) -> list[PaddedWindow]:
-        """The window with each of these margins, read in one pass."""
+        """The window with each of these margins, read in one pass. ConfigError if memory cannot hold the work on it."""
         crops = [Crop.of_window(self.window, self.size, margin) for margin in margins]
+        self._require_memory(sum(crop.padded_size[0] * crop.padded_size[1] for crop in crops))
         indices = np.array(self.window.indices)
         results = [np.empty((len(indices), *crop.padded_size, 3), np.uint8) for crop in crops]
         with progress_bar("reading the clip", len(set(self.window.indices)), "frame") as bar:
@@ -76,6 +79,15 @@ class SourceClip:
                 for result, crop in zip(results, crops, strict=True):
                     result[indices == number] = crop.apply(frame)
         return [PaddedWindow(frames, crop) for frames, crop in zip(results, crops, strict=True)]
+
+    def _require_memory(self, pixels: int) -> None:
+        """ConfigError if a frame of so many pixels in all windows, times the frames, is more than fits into memory."""
+        needed, free = WORK * 3 * pixels * self.shape.frames, free_host_memory()
+        require(
+            free == 0 or needed <= free,
+            f"clip={self.media.path}: {self.shape.bucket} needs about {needed / 2**30:.1f} GiB of memory, and "
+            f"{free / 2**30:.1f} GiB are free: make it in parts (start, frames), or smaller (width, height)",
+        )
 
     def _frames(self) -> Iterator[tuple[int, np.ndarray]]:
         left, top, right, bottom = self.borders
