@@ -272,6 +272,17 @@ def test_generate_gives_the_audio_reference_at_the_positions_of_training(
     assert (again.code, aligned.code) == (0, 0)
     assert dubbed == same
     assert len({without, dubbed, other}) == 3
+    for name, sound in {
+        "short": noise(0.2, 1),
+        "long": noise(3.0, 2),
+        "mono": Sound(noise(0.36, 3).samples[:1], RATE),
+        "low": Sound(noise(0.36, 4).samples[:, :: RATE // 8000], 8000),
+    }.items():
+        (tmp_path / f"voice_{name}.wav").write_bytes(encode_wav(sound))
+        fitted, heard_wav = video(name, f"audio_reference=voice_{name}.wav")
+        assert fitted.code == 0, fitted.err
+        assert len(heard_wav) == len(dubbed)  # as long as the video, whatever the reference
+        assert heard_wav != dubbed
     record = json.loads((tmp_path / "given.json").read_text())
     assert str(original) in record["inputs"]
     assert record["settings"]["audio_reference"] == str(original)
