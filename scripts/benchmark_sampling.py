@@ -200,7 +200,7 @@ def main() -> None:
     device = default_device()
     if args.memory and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(args.memory * GIB / total, device)
+        torch.cuda.set_per_process_memory_fraction(args.memory * GIB / total)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     job = Job(args.folder, *map(int, args.size.split("x")), fps=24.0, device=device, dtype=dtype)
     job.sound, job.weight_offload = args.sound, args.weight_offload

@@ -13,6 +13,7 @@ from diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from iclora_train.adapters import lora
 from iclora_train.adapters.fuse import fuse
@@ -22,7 +23,7 @@ from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear
 from iclora_train.ltx2.model.transformer import AudioInput, Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
-from iclora_train.ltx2.runtime.compile import compile_blocks
+from iclora_train.ltx2.runtime.compile import compile_blocks, fused_joint
 from iclora_train.ltx2.weights.key_names import MODEL_PREFIX, is_audio
 from scripts.synthetic.configs import VERSIONS
 from scripts.synthetic.published import TRANSFORMER, renamed
@@ -165,15 +166,56 @@ def test_without_audio_the_transformer_is_the_video_stream(official: Path) -> No
     assert torch.equal(both(tokens, text), alone(tokens, text))
     audio = sound_of(both)
     compile_blocks(both, backend="eager")
-    with_audio = both(tokens, text, audio=audio)  # computed as without compilation
     assert torch.equal(both(tokens, text), alone(tokens, text))
-    for velocity, eager in zip(with_audio, base.transformer(audio=True)(tokens, text, audio=audio), strict=True):
-        assert torch.equal(velocity, eager)
     names = {name for name, _ in both.named_parameters()} - {name for name, _ in alone.named_parameters()}
     assert names
     assert all(map(is_audio, names))
     with pytest.raises(AssertionError, match="without its audio half"):
         alone(tokens, text, audio=audio)
+
+
+def eager_and_compiled(official: Path, backend: str) -> tuple[Transformer, Transformer]:
+    """A transformer with an adapter on both streams, eager and compiled."""
+    base = BaseModel.open(str(official))
+    eager, compiled = (with_adapter(base.transformer(audio=True)).eval() for _ in range(2))
+    compile_blocks(compiled, backend=backend)
+    return eager, compiled
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weighted", [False, True], ids=["no attention weights", "attention weights"])
+def test_fused_blocks_of_both_streams_equal_plain_blocks_bit_for_bit(official: Path, weighted: bool) -> None:
+    eager, compiled = eager_and_compiled(official, "eager")
+    (tokens, text), audio = inputs_of(Case(), eager), sound_of(eager)
+    if weighted:
+        tokens = replace(tokens, weight=torch.where(tokens.group > 0, 0.5, 1.0).expand(2, -1))
+    for isolated in (False, True):
+        for perturbed in ((), (1,)):  # with (1,), spatio-temporal guidance of both streams in block 1
+            sound = replace(audio, isolated=isolated, perturbed=perturbed)
+            expected = eager(tokens, text, perturbed=perturbed, audio=sound)
+            velocities = compiled(tokens, text, perturbed=perturbed, audio=sound)
+            assert all(torch.equal(a, b) for a, b in zip(velocities, expected, strict=True))
+
+
+@torch.no_grad()
+def test_all_blocks_of_both_streams_share_one_compilation(official: Path) -> None:
+    """A guidance switch is one more."""
+    torch._dynamo.reset()
+    _, net = eager_and_compiled(official, "eager")
+    counter = CompileCounter()
+    runner_of(net).compiled_joint = torch.compile(fused_joint, dynamic=False, backend=counter)
+    (tokens, text), audio = inputs_of(Case(), net), sound_of(net)
+    for sound, count in ((audio, 1), (audio, 1), (replace(audio, isolated=True), 2)):
+        net(tokens, text, audio=sound)
+        assert counter.frame_count == count
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_blocks_of_both_streams_equal_eager_blocks(official: Path) -> None:
+    eager, compiled = eager_and_compiled(official, "inductor")
+    (tokens, text), audio = inputs_of(Case(), eager), sound_of(eager)
+    assert_equal(compiled(tokens, text, audio=audio), eager(tokens, text, audio=audio))
 
 
 @torch.no_grad()

@@ -68,16 +68,16 @@ class AudioVideoBlock(Block):
         self.scale_shift_table_a2v_ca_audio = nn.Parameter(torch.zeros(5, audio.width))
 
     def joint(self, x: Tensor, sound: Tensor, inputs: JointInputs, off: SwitchedOff) -> tuple[Tensor, Tensor]:
-        """Video tokens x (B,N,D) and audio tokens (B,n,d) -> the same shapes. Always computed without fused kernels."""
+        """Video tokens x (B,N,D) and audio tokens (B,n,d) -> the same shapes."""
         video, audio = self.layers(), self.layers(AUDIO)
         video_rows, audio_rows = video.modulation_rows(inputs.video), audio.modulation_rows(inputs.audio)
         x = video.attend(x, inputs.video, video_rows, None, off.video_attention)
         sound = audio.attend(sound, inputs.audio, audio_rows, None, off.audio_attention)
         if not off.exchange:
-            x, sound = self._exchange(x, sound, inputs)
+            x, sound = self.exchange(x, sound, inputs)
         return video.feed_forward(x, inputs.video, video_rows), audio.feed_forward(sound, inputs.audio, audio_rows)
 
-    def _exchange(self, x: Tensor, sound: Tensor, inputs: JointInputs) -> tuple[Tensor, Tensor]:
+    def exchange(self, x: Tensor, sound: Tensor, inputs: JointInputs) -> tuple[Tensor, Tensor]:
         """Each stream plus what it reads from the other; both read the other as it was before."""
         video, audio = inputs.video_cross, inputs.audio_cross
         video_gate, *video_norms = self._cross_norms(x, self.scale_shift_table_a2v_ca_video, video, inputs.video.level)

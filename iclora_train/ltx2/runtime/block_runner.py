@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from iclora_train.ltx2.model.audio_video_block import AudioVideoBlock, JointInputs
+from iclora_train.ltx2.model.audio_video_block import AudioVideoBlock, JointInputs, SwitchedOff
 from iclora_train.ltx2.model.transformer import BlockInputs, Perturbed, Transformer
 from iclora_train.ltx2.runtime.activation_offload import ActivationOffload
 from iclora_train.ltx2.runtime.cuda_graphs import CudaGraphs
 from iclora_train.ltx2.runtime.weight_offload import WeightOffload
+
+JointBlock = Callable[[AudioVideoBlock, Tensor, Tensor, JointInputs, SwitchedOff], tuple[Tensor, Tensor]]
 
 
 class BlockRunner:
@@ -25,6 +27,7 @@ class BlockRunner:
         self.activation_budget: float | None = None  # set if the blocks are compiled (`compile.compile_blocks`)
         self.activation_offload: ActivationOffload | None = None
         self.cuda_graphs: CudaGraphs | None = None
+        self.compiled_joint: JointBlock | None = None  # of an `AudioVideoBlock`; used where no gradient is needed
 
     def __call__(
         self, net: Transformer, x: Tensor, inputs: BlockInputs, num_outputs: int | None, perturbed: Sequence[int]
@@ -81,17 +84,23 @@ class BlockRunner:
     def run_joint(
         self, net: Transformer, x: Tensor, sound: Tensor, inputs: JointInputs, perturbed: Perturbed
     ) -> tuple[Tensor, Tensor]:
-        """A `run_joint_blocks`: both streams, with weight offload and activation checkpointing only.
+        """A `run_joint_blocks`: with weight offload, and in training with activation checkpointing only.
 
-        Where an activation budget is set, which only compiled blocks keep to, every block is checkpointed.
+        Training computes every block eagerly. Where an activation budget is set, which only compiled blocks keep to,
+        every block is checkpointed.
         """
         checkpointing = self.activation_checkpointing or self.activation_budget is not None
-        recompute = checkpointing and net.training and torch.is_grad_enabled()
+        gradients = torch.is_grad_enabled()
         for i, block in enumerate(net.transformer_blocks):
             assert isinstance(block, AudioVideoBlock)
-            args = (x, sound, inputs, perturbed.in_block(i))
+            off = perturbed.in_block(i)
             self.weight_offload.before_block(i)
-            x, sound = checkpoint(block.joint, *args, use_reentrant=False) if recompute else block.joint(*args)
+            if self.compiled_joint is not None and not gradients:
+                x, sound = self.compiled_joint(block, x, sound, inputs, off)
+            elif checkpointing and gradients and net.training:
+                x, sound = checkpoint(block.joint, x, sound, inputs, off, use_reentrant=False)
+            else:
+                x, sound = block.joint(x, sound, inputs, off)
             self.weight_offload.after_block(i, x)
             self.weight_offload.after_block(i, sound)
         return x, sound

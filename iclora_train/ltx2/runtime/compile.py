@@ -11,8 +11,10 @@ import os
 import tempfile
 
 import torch
+from torch import Tensor
 
 from iclora_train.ltx2.kernels.lora_linear import lora_ranks
+from iclora_train.ltx2.model.audio_video_block import AudioVideoBlock, JointInputs, SwitchedOff
 from iclora_train.ltx2.model.transformer import Block, Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.cuda_graphs import CudaGraphs
@@ -69,6 +71,16 @@ def compile_blocks(transformer: Transformer, activation_budget: float = 1.0, bac
     fuse_blocks(transformer)
     for block in transformer.transformer_blocks:
         block.compile(dynamic=False, backend=backend)
+    if transformer.config.audio is not None:
+        runner.compiled_joint = torch.compile(fused_joint, dynamic=False, backend=backend)
+
+
+def fused_joint(
+    block: AudioVideoBlock, x: Tensor, sound: Tensor, inputs: JointInputs, off: SwitchedOff
+) -> tuple[Tensor, Tensor]:
+    """Both streams of a block in its fused form, without gradients."""
+    assert isinstance(block.fused, FusedBlock)
+    return block.fused.joint(block, x, sound, inputs, off)
 
 
 def _rank_layouts(transformer: Transformer) -> set[tuple[int, ...]]:

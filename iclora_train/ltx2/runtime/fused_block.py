@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -22,9 +22,12 @@ from iclora_train.ltx2.kernels.modulated_norm import ModulatedNorm
 from iclora_train.ltx2.kernels.modulation import GatedResidual, gate_heads, rms_norm
 from iclora_train.ltx2.model.attention import Attention, attend_first
 from iclora_train.ltx2.model.attention import rms_norm as weighted_norm
+from iclora_train.ltx2.model.audio_video_block import AUDIO, AudioVideoBlock, JointInputs, SwitchedOff
 from iclora_train.ltx2.model.rope import rotate
 from iclora_train.ltx2.model.transformer import Block, BlockInputs
 from iclora_train.ltx2.model.weighted_attention import AttentionBias
+
+Norm = ModulatedNorm | Callable[[Tensor, Tensor], Tensor]  # x (B,n,D), level (B,n) -> (B,n,D)
 
 
 class FusedBlock(nn.Module):
@@ -46,10 +49,36 @@ class FusedBlock(nn.Module):
             reserve_spare_rows(block.ff.linears[0])
 
     def forward(self, block: Block, x: Tensor, inputs: BlockInputs, num_outputs: int | None, perturbed: bool) -> Tensor:
-        rows = block.scale_shift_table + inputs.modulation
-        shift, scale, gate, ff_shift, ff_scale, ff_gate, *cross = rows.unbind(2)
+        rows = (block.scale_shift_table + inputs.modulation).unbind(2)
+        ff_norm = ModulatedNorm(rows[4], rows[3], block.eps)
+        x, h = self.attend(block, x, inputs, rows, num_outputs, perturbed, ff_norm)
+        return self.feed_forward(block, h, GatedResidual(x, rows[5], inputs.level[:, :num_outputs]))
+
+    def joint(
+        self, block: AudioVideoBlock, x: Tensor, sound: Tensor, inputs: JointInputs, off: SwitchedOff
+    ) -> tuple[Tensor, Tensor]:
+        """`AudioVideoBlock.joint`, without gradients. The kernels serve the video stream, which has most of the tokens;
+        the audio stream and the attention between the streams are computed as they stand there."""
+        rows = (block.scale_shift_table + inputs.video.modulation).unbind(2)
+        ff_norm, level = ModulatedNorm(rows[4], rows[3], block.eps), inputs.video.level
+        audio = block.layers(AUDIO)
+        audio_rows = audio.modulation_rows(inputs.audio)
+        between = partial(unmodulated_norm, eps=block.eps)
+        x, _ = self.attend(block, x, inputs.video, rows, None, off.video_attention, between)
+        sound = audio.attend(sound, inputs.audio, audio_rows, None, off.audio_attention)
+        if not off.exchange:
+            x, sound = block.exchange(x, sound, inputs)
+        x = self.feed_forward(block, ff_norm(x, level), GatedResidual(x, rows[5], level))
+        return x, audio.feed_forward(sound, inputs.audio, audio_rows)
+
+    def attend(
+        self, block: Block, x: Tensor, inputs: BlockInputs, rows: Sequence[Tensor], num_outputs: int | None,
+        perturbed: bool, last_norm: Norm,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """x (B,N,D) plus self-attention and text attention: (B,num_outputs,D), and `last_norm` of it."""
+        shift, scale, gate, _, _, _, *cross = rows
         h, level = ModulatedNorm(scale, shift, block.eps)(x, inputs.level), inputs.level[:, :num_outputs]
-        residual, ff_norm = GatedResidual(x[:, :num_outputs], gate, level), ModulatedNorm(ff_scale, ff_shift, block.eps)
+        residual = GatedResidual(x[:, :num_outputs], gate, level)
         text_norm = ModulatedNorm(cross[1], cross[0], block.eps) if cross else None
         if perturbed:
             x = residual.add(block.attn1(h, None, inputs.rope, inputs.bias, num_outputs, perturbed))
@@ -60,11 +89,9 @@ class FusedBlock(nn.Module):
             x, h = add_to_residual(block.attn1, out, logits, residual, norm)
         if text_norm is None:
             x = x + project_out(block.attn2, *self.attend_text(block.attn2, h, inputs.text))
-            h = ff_norm(x, level)
-        else:
-            out, logits = self.attend_text(block.attn2, h, block.modulated_text(inputs))
-            x, h = add_to_residual(block.attn2, out, logits, GatedResidual(x, cross[2], level), ff_norm)
-        return self.feed_forward(block, h, GatedResidual(x, ff_gate, level))
+            return x, last_norm(x, level)
+        out, logits = self.attend_text(block.attn2, h, block.modulated_text(inputs))
+        return add_to_residual(block.attn2, out, logits, GatedResidual(x, cross[2], level), last_norm)
 
     def attend_self(
         self, attn: Attention, x: Tensor, rope: Tensor, bias: AttentionBias | None, num_outputs: int | None
@@ -126,7 +153,7 @@ def add_to_residual(
     out: Tensor,
     logits: Tensor | None,
     residual: GatedResidual,
-    norm: ModulatedNorm | Callable[[Tensor, Tensor], Tensor],
+    norm: Norm,
 ) -> tuple[Tensor, Tensor]:
     """The residual stream plus the gated `project_out` of the attention outputs, and the norm of that sum."""
     layer = attn.to_out[0]
