@@ -5,6 +5,7 @@ length. On a GPU the blocks are compiled unless --eager. Prints one JSON line pe
 (the median) and the most GPU memory.
 
     video      the video stream alone, loaded without the audio half
+    eager      both streams, before the blocks are compiled
     joint      both streams
     isolated   both streams without the attention between them (the extra pass of modality guidance)
 """
@@ -76,22 +77,29 @@ def measure(forward: Callable[[], object], device: torch.device, rounds: int) ->
 @torch.no_grad()
 def run(args: argparse.Namespace, precision: str, audio: bool, device: torch.device) -> None:
     """Load the transformer with or without its audio half, and print its rows."""
+
+    def row(name: str, forward: Callable[[], object]) -> None:
+        values = {"precision": precision, "case": name, "tokens": tokens.latent.shape[1]}
+        print(json.dumps(values | measure(forward, device, args.rounds)), flush=True)
+
     base, dtype = RandomBase(args.version, args.model), base_dtype(precision)
     width, height, frames = map(int, args.size.split("x"))
     net = base.transformer(dtype, device, precision == "fp8", args.weight_offload, audio)
     tokens = video_tokens(base, width, height, frames, device)
     text = torch.randn(1, TEXT_TOKENS, net.config.text_width, device=device)
-    if device.type == "cuda" and not args.eager:
+    compiled = device.type == "cuda" and not args.eager
+    if not audio:
+        if compiled:
+            compile_blocks(net)
+        row("video", lambda: net(tokens, text))
+        return
+    sound = audio_input(net, frames / FPS, device)
+    isolated = replace(sound, isolated=True)
+    if compiled:
+        row("eager", lambda: net(tokens, text, audio=sound))
         compile_blocks(net)
-    if audio:
-        sound = audio_input(net, frames / FPS, device)
-        isolated = replace(sound, isolated=True)
-        cases = {"joint": lambda: net(tokens, text, audio=sound), "isolated": lambda: net(tokens, text, audio=isolated)}
-    else:
-        cases = {"video": lambda: net(tokens, text)}
-    for name, forward in cases.items():
-        row = {"precision": precision, "case": name, "tokens": tokens.latent.shape[1]}
-        print(json.dumps(row | measure(forward, device, args.rounds)), flush=True)
+    row("joint", lambda: net(tokens, text, audio=sound))
+    row("isolated", lambda: net(tokens, text, audio=isolated))
 
 
 def main() -> None:
