@@ -5,8 +5,8 @@ Module names are the official checkpoints'. A clip has K distinct noise levels (
 
 `config`, `block` and `audio_video_block` are the other files of the model. `ltx2/runtime` makes training fast and small
 from outside: `Block.fused` computes a block with fused kernels, and `Transformer.run_blocks` runs all blocks with
-activation checkpointing, offload or CUDA graphs. Both are for calls without audio; with audio the blocks are computed
-as they stand in `audio_video_block`, by `Transformer.run_joint_blocks`.
+activation checkpointing, offload or CUDA graphs. With audio, `Transformer.run_joint_blocks` runs the blocks: as they
+stand in `audio_video_block`, or without gradients compiled and with the fused kernels of the video stream.
 """
 
 from __future__ import annotations
