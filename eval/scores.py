@@ -114,6 +114,7 @@ def assemble(
         **tables(results),
         "thresholds": {**asdict(config.eval.thresholds), "changed": config.eval.thresholds.changed},
         "equal_frames": {"rows": equal_frames(results)},
+        **({"likeness": results.likeness} if results.likeness else {}),
     }
     return {
         **scores,

@@ -20,6 +20,7 @@ METRICS = {
     "flicker": {"title": "flicker", "unit": "levels", "better": "low", "group": "time"},
     "sharpness": {"title": "sharpness", "unit": "", "better": None, "group": "picture"},
     "noise": {"title": "noise", "unit": "levels", "better": "low", "group": "picture"},
+    "chroma_error": {"title": "chroma error", "unit": "levels", "better": "low", "group": "colour"},
     "warp_error": {"title": "warping error", "unit": "", "better": "low", "group": "time"},
     "spatial_shift": {"title": "spatial shift", "unit": "px", "better": "low", "group": "picture"},
     "level_slope": {"title": "contrast", "unit": "", "better": None, "group": "picture"},
@@ -50,6 +51,7 @@ def example(windows: int = 11) -> dict[str, Any]:
             "flicker": 4 - psnr / 12 + rng.normal(0, 0.1, windows),
             "sharpness": psnr / 39 + rng.normal(0, 0.02, windows),
             "noise": rng.normal(0.1, 0.05, windows),
+            "chroma_error": np.full(windows, 1 + (39 - psnr) / 60),
             "warp_error": rng.normal(0.1, 0.05, windows),
             "spatial_shift": np.zeros(windows),
             "level_slope": rng.normal(1, 0.01, windows),
@@ -119,6 +121,8 @@ def finish(
         },
         "timings": {"wall_seconds": 12.5, "sampling_seconds": {"base": 1.0}, "seconds_per_clip": {"base": 0.1}},
     }
+    partners = [clip["partner"] for clip in scores["clips"]]
+    scores["likeness"] = {"own": [0.9] * windows, "other": [0.2] * windows, "nearest": partners}
     scores["harm"] = harm(scores)
     return {**scores, "flags": find_symptoms(scores)}
 

@@ -51,6 +51,7 @@ def test_a_good_run_has_no_symptom_and_gives_the_values(scores: dict[str, Any]) 
         ("cells/adapter+reference/level_slope", 1.08, 1.16, "wrong levels"),
         ("cells/adapter+reference/level_offset", 10, 18, "wrong levels"),
         ("cells/adapter+reference/level_bend", -1.9, -3.7, "wrong levels"),
+        ("cells/adapter+reference/chroma_error", 3.0, 5.0, "wrong colours"),
         ("cells/adapter+reference/spatial_shift", 0.2, 1.0, "shifted picture"),
         ("cells/adapter+reference/motion", 0.4, 0.1, "frozen"),
         ("cells/adapter+reference/sharpness", 2.0, 3.0, "artefacts"),
@@ -127,6 +128,64 @@ def test_a_few_windows_that_lose_against_their_input_are_named(scores: dict[str,
     assert flag_of(scores, "worse than the input")["level"] == "bad"
 
 
+def test_a_loss_against_an_input_without_damage_is_explained(scores: dict[str, Any]) -> None:
+    """Black frames of an input equal their target and count 100 dB; those of an output do not, and look the same."""
+    values = [psnr + 3 for psnr in scores["windows"]["input"]["psnr"]]
+    values[2] -= 3 + 6
+    set_psnr(scores, values)
+    assert "equal the target" not in flag_of(scores, "worse than the input")["reason"]
+    scores["equal_frames"] = {"rows": {"input": [0.0, 0.0, 0.2] + [0.0] * 8}, "changed": {}}
+    assert "in 1 of them frames of the input equal" in flag_of(scores, "worse than the input")["reason"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "fault"),
+    [
+        ("flicker", 9.0, "flicker"),
+        ("warp_error", 9.0, "flicker"),
+        ("motion", 0.1, "frozen"),
+        ("noise", 4.7, "noise"),
+        ("level_slope", 0.86, "wrong levels"),
+        ("level_offset", 16.0, "wrong levels"),
+        ("chroma_error", 5.0, "wrong colours"),
+        ("spatial_shift", 1.0, "shifted picture"),
+    ],
+)
+def test_a_fault_of_one_window_is_named_though_the_mean_is_good(
+    scores: dict[str, Any], metric: str, value: float, fault: str
+) -> None:
+    """3 % of noise in one of eleven windows raises the mean by 0.4 levels, which is no symptom."""
+    before = levels(scores)
+    scores["windows"]["adapter+reference"][metric][6] = value
+    assert levels(scores) == {**before, "single windows": "warn"}
+    assert (
+        f"1 of 11 windows have a fault that the mean of the others hides (clip-00006: {fault})"
+        in (flag_of(scores, "single windows")["reason"])
+    )
+    free = {**scores, "family": "structure"}
+    is_fault = metric in ("flicker", "warp_error", "motion", "noise")
+    assert levels(free)["single windows"] == ("warn" if is_fault else "ok")
+
+
+def test_a_fault_of_all_windows_is_told_once(scores: dict[str, Any]) -> None:
+    scores["windows"]["adapter+reference"]["noise"] = [4.7] * 11
+    set_to(scores, "cells/adapter+reference/noise", 4.7)
+    assert (levels(scores)["noise"], levels(scores)["single windows"]) == ("bad", "ok")
+
+
+def test_an_output_that_looks_like_the_target_of_another_recording_is_named(scores: dict[str, Any]) -> None:
+    """Also where the metrics of a control task spread so much that a wrong file is no outlier."""
+    scores["likeness"]["own"][4] = 0.1  # the other: 0.2, which may be chance
+    assert levels(scores)["exchanged clips"] == "ok"
+    scores["likeness"]["own"][4], scores["likeness"]["other"][4] = 0.1, 0.9
+    flag = flag_of(scores, "exchanged clips")
+    assert flag["level"] == "bad"
+    assert "10 of 11 outputs look most like their own target; 1 look like another one" in flag["reason"]
+    assert f"clip-00004 like {scores['likeness']['nearest'][4]}" in flag["reason"]
+    scores["likeness"]["own"] = [0.25] * 11  # outputs whose layout follows no target, e.g. of a control of motion
+    assert levels(scores)["exchanged clips"] == "ok"
+
+
 def test_no_harm_without_an_input_to_compare_with(scores: dict[str, Any]) -> None:
     assert harm({**scores, "family": "structure"}) is None
     assert scores["harm"]["windows"] == []
@@ -169,4 +228,5 @@ def test_memory_is_judged_if_it_was_measured(scores: dict[str, Any], peak: int, 
 
 def test_a_symptom_without_values_is_left_out(scores: dict[str, Any]) -> None:
     bare = {**scores, "control": None, "diversity": {}, "cells": {"adapter+reference": {}}, "windows": {}, "harm": None}
+    bare.pop("likeness")
     assert find_symptoms(bare) == []

@@ -22,6 +22,7 @@ from eval.run import evaluate
 from eval.scores import judged
 from iclora_train.media.shard_clip import encode_clip
 from tests.eval_world import World, build, refused
+from tests.test_eval import SCHEMA, violations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,6 +106,29 @@ def test_a_lie_fails_a_gate(world: World, lie: str) -> None:
     assert outcomes(result) == {"gain_over_input": "fails", "gain_over_classic": "fails"}
     assert result["gates"]["outcome"] == "fails"
     assert tally(result).startswith("2 of 4 gates fail (gain_over_input, gain_over_classic)")
+
+
+def test_one_exchanged_file_is_named_with_the_clip_that_it_shows(world: World) -> None:
+    """The targets, of which the first is that of another recording."""
+    outputs = iter(range(8))
+
+    def first_is_another(target: Clip, reference: Clip, other: Clip) -> Clip:
+        return inexact(other if next(outputs) == 0 else target)
+
+    result = evaluated(world, f"videos={folder_of(world, 'one exchanged', first_is_another)}")
+    clips = [clip["key"] for clip in result["clips"]]
+    flags = {flag["symptom"]: flag for flag in result["flags"]}
+    assert flags["exchanged clips"]["level"] == "bad"
+    assert f"{clips[0]} like {clips[2]}" in flags["exchanged clips"]["reason"]
+    assert clips[0] in flags["outliers"]["reason"]
+    assert min(np.array(result["likeness"]["own"])[1:]) > 0.9
+    assert violations(result, SCHEMA) == []
+
+
+def test_exchanged_channels_are_wrong_colours(world: World) -> None:
+    swapped = folder_of(world, "BGR", lambda target, reference, other: inexact(target[..., ::-1]))
+    result = evaluated(world, f"videos={swapped}")
+    assert {flag["symptom"]: flag["level"] for flag in result["flags"]}["wrong colours"] == "bad"
 
 
 def test_a_still_frame_is_flagged_where_the_gate_cannot_see_it(world: World) -> None:

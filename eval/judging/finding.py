@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from eval.clips.conditions import CEILING, judged_row
@@ -11,6 +11,7 @@ from eval.statistics.estimates import Estimate
 Level = Literal["ok", "warn", "bad"]
 Finding = tuple[Level, str, str]  # level, reason, remedy
 Scores = Mapping[str, Any]
+NAMED = 3  # windows that a reason names
 OF_THE_MACHINE = ("memory",)  # symptoms that say nothing about the adapter
 
 
@@ -46,3 +47,9 @@ def output_and_ceiling(scores: Scores, metric: str) -> tuple[float, float] | Non
     """The means of the judged row and of the VAE round trip; None if one was not measured."""
     output, ceiling = mean(scores, judged_row(scores["cells"]), metric), mean(scores, CEILING, metric)
     return None if output is None or ceiling is None else (output, ceiling)
+
+
+def listed_keys(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Symptoms that pictures show: flicker, no motion, artefacts, noise, wrong levels, a shifted picture.
+"""Symptoms that pictures show: flicker, no motion, artefacts, noise, wrong levels or colours, a shifted picture.
 
 Each is judged beyond the VAE round trip, which no adapter can avoid. The limits lie above what the round trip of nano's
 held-out windows and their blurred references have, and below what the fault has that they are named after
@@ -7,6 +7,7 @@ held-out windows and their blurred references have, and below what the fault has
 
 from __future__ import annotations
 
+from eval.clips.conditions import judged_row
 from eval.judging.finding import Finding, Scores, level_if_above, level_if_below, output_and_ceiling, worst
 
 FREE = ("structure", "style")  # families whose outputs need not look like their targets
@@ -18,8 +19,21 @@ NOISE_WARN, NOISE_BAD = 1.0, 3.0  # levels above the ceiling; noise of 1 % measu
 SLOPE_WARN, SLOPE_BAD = 0.06, 0.12  # distance of the contrast from the ceiling's; 16..235 has 0.14, a blur 0.03
 OFFSET_WARN, OFFSET_BAD = 8.0, 14.0  # levels of black; 16..235 has 16, a blur 4
 BEND_WARN, BEND_BAD = 1.5, 3.0  # levels in the middle of the range; a gamma of 1.1 has 1.9, of 1.2 3.7, a blur 0.2
+CHROMA_WARN, CHROMA_BAD = 1.5, 3.0  # levels of Cb and Cr above the ceiling's; a blur of 2 px has less than 0.5
 SHIFT_WARN, SHIFT_BAD = 0.1, 0.4  # pixels above the ceiling's; the round trip has 0
 STUDIO, NEAR = (219 / 255, 16.0), (0.03, 4.0)  # slope and offset of 16..235, and how near they count as it
+
+
+def is_free(scores: Scores) -> bool:
+    """Whether outputs need not look like their targets."""
+    return scores["family"] in FREE
+
+
+def has_free_colours(scores: Scores) -> bool:
+    """Whether colours may differ from the target's: also in the part of a picture that an edit fills, and in a
+    colorized clip, whose colours its gates judge."""
+    fills = "psnr_inside" in scores["cells"].get(judged_row(scores["cells"]), {})
+    return is_free(scores) or scores["family"] == "colorize" or fills
 
 
 def flicker(scores: Scores) -> Finding | None:
@@ -89,7 +103,7 @@ def wrong_levels(scores: Scores) -> Finding | None:
         return None
     middle = "too few levels in the targets to tell a gamma" if bend is None else f"middle levels off by {bend[0]:.1f}"
     reason = f"contrast {slope[0]:.2f} of the target's, black at {offset[0]:.1f}, {middle}"
-    if scores["family"] in FREE:
+    if is_free(scores):
         return "ok", f"{reason}; an output of a {scores['family']} task is free to have other levels", ""
     level = worst(
         level_if_above(abs(slope[0] - slope[1]), SLOPE_WARN, SLOPE_BAD),
@@ -97,6 +111,22 @@ def wrong_levels(scores: Scores) -> Finding | None:
         "ok" if bend is None else level_if_above(abs(bend[0] - bend[1]), BEND_WARN, BEND_BAD),
     )
     return level, reason, _cause_of_levels(slope[0], offset[0])
+
+
+def wrong_colours(scores: Scores) -> Finding | None:
+    """Judged by the chroma error beyond the VAE round trip's: a tint, exchanged channels, lost colour, chroma noise."""
+    pair = output_and_ceiling(scores, "chroma_error")
+    if pair is None:
+        return None
+    reason = f"chroma error {pair[0]:.2f} levels, VAE round trip {pair[1]:.2f}"
+    if has_free_colours(scores):
+        return "ok", f"{reason}; the colours of this task are free, or judged by gates", ""
+    return (
+        level_if_above(pair[0] - pair[1], CHROMA_WARN, CHROMA_BAD),
+        reason,
+        "Look for a tint, exchanged channels (BGR), lost colour or coloured noise: compare the colours of references, "
+        "targets and outputs, and train on the colours that references lose.",
+    )
 
 
 def _cause_of_levels(slope: float, offset: float) -> str:
@@ -119,7 +149,7 @@ def shifted(scores: Scores) -> Finding | None:
     if pair is None:
         return None
     reason = f"the picture is shifted by {pair[0]:.2f} pixels against the target, VAE round trip {pair[1]:.2f}"
-    if scores["family"] in FREE:
+    if is_free(scores):
         return "ok", f"{reason}; an output of a {scores['family']} task need not look like its target", ""
     return (
         level_if_above(pair[0] - pair[1], SHIFT_WARN, SHIFT_BAD),

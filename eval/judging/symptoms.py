@@ -11,7 +11,8 @@ from typing import Any, TypedDict
 
 from eval.clips.conditions import BASE, judged_row
 from eval.judging.finding import Finding, Level, level_if_above, level_if_below, with_interval, worst
-from eval.judging.picture_symptoms import artefacts, flicker, frozen, noise, shifted, wrong_levels
+from eval.judging.lone_windows import exchanged_clips, single_windows
+from eval.judging.picture_symptoms import artefacts, flicker, frozen, noise, shifted, wrong_colours, wrong_levels
 from eval.judging.window_symptoms import unlike_the_others, worse_than_input
 
 FIDELITY = ("restoration", "colorize")  # families with one right answer
@@ -129,11 +130,14 @@ SYMPTOMS = {
     "strength without effect": _strength,
     "worse than the input": worse_than_input,
     "outliers": unlike_the_others,
+    "exchanged clips": exchanged_clips,
+    "single windows": single_windows,
     "flicker": flicker,
     "frozen": frozen,
     "artefacts": artefacts,
     "noise": noise,
     "wrong levels": wrong_levels,
+    "wrong colours": wrong_colours,
     "shifted picture": shifted,
     "too rigid": _rigid,
     "memory": _memory,

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.clips.conditions import FLOOR, judged_row
+from eval.clips.conditions import FLOOR, INPUT, judged_row
 from eval.judging.equal_frames import of_others
-from eval.judging.finding import Finding, Level, Scores, level_if_above, mean, worst
+from eval.judging.finding import Finding, Level, Scores, level_if_above, listed_keys, mean, worst
 from eval.judging.harm import GAIN_SPREAD, gain_metric, gains, outliers
 from eval.metrics.picture import PSNR_CAP
 
 HARM_WARN, HARM_BAD = 0.1, 0.25  # share of the windows that are worse than their input
-NAMED = 3  # windows that a reason names
 
 
 def worse_than_input(scores: Scores) -> Finding | None:
@@ -24,13 +23,22 @@ def worse_than_input(scores: Scores) -> Finding | None:
     reason = f"{harm['share']:.0%} of {harm['n']} windows lose more than {harm['limit']:g} dB against their input"
     if harm["windows"]:
         reason += f", {harm['mean_loss']:.1f} dB on average, {harm['worst_loss']:.1f} dB at worst"
-        reason += f" ({_named(harm['windows'])})"
+        reason += f" ({listed_keys(harm['windows'])})"
+    if undamaged := _with_undamaged_input(scores, harm["windows"]):
+        reason += f"; in {len(undamaged)} of them frames of the input equal the target (black, or without damage)"
     return (
         level_if_above(harm["share"], HARM_WARN, HARM_BAD),
         reason,
         "Order the clips by gain and look for what the worst have in common (flat areas, drawings, text, an input that "
         "needs no repair), and train on such footage too. For such clips use a lower strength.",
     )
+
+
+def _with_undamaged_input(scores: Scores, windows: Sequence[str]) -> list[str]:
+    """Those of the windows whose input has frames that equal the target: 100 dB, which no decoded clip can reach."""
+    shares = scores.get("equal_frames", {"rows": {}})["rows"].get(INPUT, ())
+    equal = {clip["key"] for clip, share in zip(scores["clips"], shares, strict=False) if share > 0}
+    return [key for key in windows if key in equal]
 
 
 def unlike_the_others(scores: Scores) -> Finding | None:
@@ -48,9 +56,8 @@ def unlike_the_others(scores: Scores) -> Finding | None:
     numbers = {*far, *(outliers(gains(scores), least=GAIN_SPREAD) if gain_metric(scores) else ())}
     copies = _equal_to_target(scores)
     if copies:
-        reason = (
-            f"{len(copies)} of {len(keys)} windows equal their target exactly ({_named([keys[i] for i in copies])})"
-        )
+        names = listed_keys([keys[i] for i in copies])
+        reason = f"{len(copies)} of {len(keys)} windows equal their target exactly ({names})"
         reason += f", which no output of a VAE does; the mean is meaningless. {_outlier_reason(scores, numbers)}"
         return "bad", reason, "Check that the clips are outputs of the model, and not the targets."
     broken = [i for i in numbers if _is_like_another_clip(scores, values[i], sign)]
@@ -86,7 +93,7 @@ def _equal_frames_of(scores: Scores, row: str, shares: Sequence[float]) -> str:
     """The windows of a row with such frames, most first, and the mean PSNR of the windows with and without them."""
     keys, values = [clip["key"] for clip in scores["clips"]], scores["windows"][row]["psnr"]
     order = sorted((i for i, share in enumerate(shares) if share), key=lambda i: -shares[i])
-    names = _named([f"{keys[i]} {shares[i]:.0%}" for i in order])
+    names = listed_keys([f"{keys[i]} {shares[i]:.0%}" for i in order])
     others = [value for value in of_others(values, shares) if value is not None]
     without = f", {np.mean(others):.2f} without them" if others else ""
     with_them = np.mean([value for value in values if value is not None])
@@ -101,7 +108,7 @@ def _outlier_reason(scores: Scores, numbers: set[int]) -> str:
         return "no window is more than 3.5 robust standard deviations worse than the median"
     sign = -1 if scores["metrics"][primary]["better"] == "low" else 1
     order = sorted(numbers, key=lambda i: sign * (values[i] if values[i] is not None else 0.0))
-    names = _named([f"{keys[i]} {_text(values[i], gained[i])}" for i in order])
+    names = listed_keys([f"{keys[i]} {_text(values[i], gained[i])}" for i in order])
     middle = _text(_median(values), _median(gained))
     return f"{len(numbers)} of {len(keys)} windows are far worse: {names}; median {middle}"
 
@@ -123,11 +130,6 @@ def _is_like_another_clip(scores: Scores, value: float | None, sign: int) -> boo
     if value is None or floor is None or average is None:
         return False
     return sign * value < sign * (floor + average) / 2
-
-
-def _named(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _text(value: float | None, gain: float | None) -> str:

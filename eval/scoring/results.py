@@ -25,7 +25,7 @@ class Results:
     condition -> per-frame values. seconds: sampling time of each condition. clips: number of clips per condition.
     equal_frames: condition or row -> share of the frames of each window, over its seeds, that equal their target.
     sets: comparison of whole sets of clips (`clip_sets`). classic: the filter of the row of that name. scales: of a set
-    with several controls, the common scale of each.
+    with several controls, the common scale of each. likeness: see `scoring.likeness`.
     """
 
     rows: dict[str, Row] = field(default_factory=dict)
@@ -41,6 +41,7 @@ class Results:
     sets: dict[str, Any] | None = None
     classic: ClassicChoice = field(default_factory=lambda: ClassicChoice(None))
     scales: dict[str, ControlScale] = field(default_factory=dict)
+    likeness: dict[str, list[Any]] = field(default_factory=dict)
 
     def summary_line(self, name: str, suite: Suite) -> str:
         """Console line of a finished condition: sampling time, primary metric, PSNR, SSIM."""

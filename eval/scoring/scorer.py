@@ -44,6 +44,7 @@ from eval.scoring.clip_sets import TARGETS, ClipSets
 from eval.scoring.common_scale import ControlScale, agreement_by_frame, control_scales, with_agreement
 from eval.scoring.condition_changes import condition_changes, has_changes, seed_diversity
 from eval.scoring.ground_truth import GroundTruths
+from eval.scoring.likeness import likeness
 from eval.scoring.results import Frames, Results, Row
 from eval.scoring.sound_scores import SoundScores
 from eval.statistics.estimates import Values
@@ -107,6 +108,7 @@ class Scorer:
                 self._score_changes(results, pool, bar.advance)
             if len(self.source.seeds) > 1 and with_changes:
                 self._score_diversity(results, pool)
+            results.likeness = likeness(self.source, self.batches, self.target)
             self.clip_sets.finish()
         results.sets = self.clip_sets.compared(console)
         return results

@@ -21,7 +21,7 @@ ADAPTER_ROWS = ("adapter+reference", "adapter")  # the row of `windows` that a c
 VALUES = (
     *("task", "family", "primary", "adherence", "clips", "seeds", "metrics", "cells", "sources", "strength"),
     *("paired", "sets", "controls", "control", "diversity", "mask", "verdicts", "windows", "frames", "harm"),
-    *("equal_frames", "references", "audio_effect"),
+    *("equal_frames", "references", "audio_effect", "likeness"),
 )
 
 
