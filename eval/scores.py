@@ -37,7 +37,7 @@ from eval.judging.verdicts import (
 from eval.metrics import DEFINITIONS, Suite
 from eval.metrics.extra import versions_and_weights
 from eval.scoring.results import Results
-from eval.scoring.tables import equal_frames, read_tables, tables
+from eval.scoring.tables import looks_of_outputs, read_tables, tables
 from eval.statistics.estimates import estimates_of, format_estimate
 from eval.statistics.sequential import Looks
 from eval.suites import metric_of_each_reference
@@ -113,8 +113,7 @@ def assemble(
         "classic": results.classic.json_facts,
         **tables(results),
         "thresholds": {**asdict(config.eval.thresholds), "changed": config.eval.thresholds.changed},
-        "equal_frames": {"rows": equal_frames(results)},
-        **({"likeness": results.likeness} if results.likeness else {}),
+        **looks_of_outputs(results),
     }
     return {
         **scores,

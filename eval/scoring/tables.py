@@ -46,9 +46,10 @@ def tables(results: Results) -> dict[str, Any]:
     }
 
 
-def equal_frames(results: Results) -> dict[str, list[float]]:
-    """`equal_frames.rows`: the rows with frames that equal their target."""
-    return {name: np.round(share, DIGITS).tolist() for name, share in results.equal_frames.items() if share.any()}
+def looks_of_outputs(results: Results) -> dict[str, Any]:
+    """`equal_frames.rows`, the rows with frames that equal their target, and `likeness`, if it was measured."""
+    rows = {name: np.round(share, DIGITS).tolist() for name, share in results.equal_frames.items() if share.any()}
+    return {"equal_frames": {"rows": rows}, **({"likeness": results.likeness} if results.likeness else {})}
 
 
 def read_tables(scores: Mapping[str, Any]) -> Results:
