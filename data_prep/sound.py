@@ -138,7 +138,7 @@ class PairSounds:
 
     def __init__(self, clip: Clip, config: Config) -> None:
         reference = config.task.reference_sound
-        self.own = SoundFile.of(clip, "target") if config.data.sound else None
+        self.target = SoundFile.of(clip, "target") if config.data.sound else None
         self.source = None if reference is None else reference.source
         self.reference = None if self.source is None else SoundFile.of(clip, self.source)
         self.times: dict[int, Fraction] = {}
@@ -147,8 +147,8 @@ class PairSounds:
     def read(self, window: Window) -> tuple[Sound | None, Sound | None]:
         """The sounds of a window whose frames were read; None for a file without sound, or without such a sound."""
         times = self.reference_times if self.source == "reference" else self.times
-        own = None if self.own is None else self.own.read(window, self.times)
-        return own, None if self.reference is None else self.reference.read(window, times)
+        target = None if self.target is None else self.target.read(window, self.times)
+        return target, None if self.reference is None else self.reference.read(window, times)
 
 
 @torch.no_grad()

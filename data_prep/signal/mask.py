@@ -96,8 +96,8 @@ def _people(source: SourceClip, tiles: int) -> np.ndarray:
     masks = np.zeros((len(numbers), *crop.size), np.float32)
     top, left = whole.crop.inner_offset
     with progress_bar("finding people", len(numbers), "frame") as bar:
-        for number, (frame, found) in enumerate(person_masks(whole.frames, tiles)):
-            masks[number] = frame[top : top + crop.size[0], left : left + crop.size[1]] if found else 0
+        for number, (frame, has_person) in enumerate(person_masks(whole.frames, tiles)):
+            masks[number] = frame[top : top + crop.size[0], left : left + crop.size[1]] if has_person else 0
             bar.advance()
     present = masks.reshape(len(masks), -1).max(1) >= 0.5
     if not present.any():

@@ -73,11 +73,12 @@ class SignalSettings:
         self.only = [self.only] if isinstance(self.only, str) else self.only
         self.control = [self.control] if isinstance(self.control, str) else self.control
         self._check_lists()
-        given = [key for key in ("adapter", "maker", "task") if getattr(self, key) is not None]
+        chosen = [key for key in ("adapter", "maker", "task") if getattr(self, key) is not None]
         require(
-            bool(given), "adapter is not set: give the adapter's file, or conf=<task>, or maker=..., e.g. control.canny"
+            bool(chosen),
+            "adapter is not set: give the adapter's file, or conf=<task>, or maker=..., e.g. control.canny",
         )
-        require("task" not in given or len(given) == 1, f"conf and {given[0]} are both set: set one of them")
+        require("task" not in chosen or len(chosen) == 1, f"conf and {chosen[0]} are both set: set one of them")
 
     def _check_lists(self) -> None:
         """ConfigError for a list of another length or type."""

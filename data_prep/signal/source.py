@@ -175,11 +175,11 @@ def _centred(name: str, numbers: np.ndarray, shape: VideoShape, size: tuple[int,
 
 def rate_note(source: SourceClip) -> str | None:
     """A line for a video whose rate is higher than the clip's, so that frames are repeated; None if it is not."""
-    own = source.media.fps
+    fps = source.media.fps
     repeated = len(source.window.indices) - len(set(source.window.indices))
-    if own is None or source.is_still or not repeated or rates_equal(own, source.shape.fps):
+    if fps is None or source.is_still or not repeated or rates_equal(fps, source.shape.fps):
         return None
     return (
-        f"rate: {source.media.path} has {own:g} fps, the signal {source.shape.fps:g}: {repeated} frames are repeated, "
-        f"and the motion stands still in them: set fps={own:g}"
+        f"rate: {source.media.path} has {fps:g} fps, the signal {source.shape.fps:g}: {repeated} frames are repeated, "
+        f"and the motion stands still in them: set fps={fps:g}"
     )

@@ -37,9 +37,9 @@ def with_fitting_points(
     except ValueError as error:
         raise ConfigError(f"tracks: {error}") from error
     width, height = settings.tracks_size or source.size[::-1]
-    own = source.size[1] / source.size[0]
+    aspect = source.size[1] / source.size[0]
     require(
-        abs(width / height / own - 1) <= ASPECT,
+        abs(width / height / aspect - 1) <= ASPECT,
         f"tracks_size={settings.tracks_size} has another shape than the clip, which has {source.size[1]}x"
         f"{source.size[0]} pixels: draw the tracks on a picture of the clip",
     )

@@ -161,8 +161,8 @@ class ClipSource:
         """
         if not self.cache.has(spec):
             started = time.perf_counter()
-            made = make()
-            clips, sounds = made if isinstance(made, FinishedBatch) else (made, ())
+            result = make()
+            clips, sounds = result if isinstance(result, FinishedBatch) else (result, ())
             self.cache.write(spec, clips, time.perf_counter() - started, sounds)
         return self.cache.read(spec, rows)
 

@@ -278,7 +278,7 @@ class SampledClips(ClipSource):
         windows = donors = collate([held_out.latents(item.window) for item in batch])
         if condition.reference == "other":
             donors = collate([held_out.latents(self._donor(condition, item)) for item in batch])
-        made = ConditionReferences(
+        references = ConditionReferences(
             condition,
             self.config.task,
             self.latent_size[0],
@@ -286,4 +286,4 @@ class SampledClips(ClipSource):
             [item.window.mask_left for item in batch],
             self.device,
         )
-        return made.of(windows, donors)
+        return references.of(windows, donors)

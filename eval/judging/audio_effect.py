@@ -25,8 +25,8 @@ def audio_effect(changes: Row, recordings: Sequence[str]) -> dict[str, dict[str,
 def metric_differences(scores: Scores) -> dict[str, Estimate]:
     """Metric -> both streams minus the video stream alone, paired over windows: the task's own metrics first."""
     paired: dict[str, Estimate] = scores.get("paired", {}).get(VIDEO_ALONE, {})
-    own = [scores["primary"], scores["adherence"], "psnr"]
-    return {metric: paired[metric] for metric in dict.fromkeys([*own, *paired]) if metric in paired}
+    first = [scores["primary"], scores["adherence"], "psnr"]
+    return {metric: paired[metric] for metric in dict.fromkeys([*first, *paired]) if metric in paired}
 
 
 def not_measured(scores: Scores) -> str | None:

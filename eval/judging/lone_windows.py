@@ -44,7 +44,7 @@ class _Fault:
 FAULTS = (
     _Fault("flicker", "flicker", FLICKER_BAD, lambda output, ceiling: output - ceiling),
     _Fault("flicker", "warp_error", WARP_BAD, lambda output, ceiling: output - ceiling),
-    _Fault("frozen", "motion", -FROZEN_BAD, lambda output, ceiling: -output / ceiling),
+    _Fault("frozen", "motion", -FROZEN_BAD, lambda output, ceiling: -output / ceiling if ceiling > 0 else -1.0),
     _Fault("noise", "noise", NOISE_BAD, lambda output, ceiling: output - ceiling),
     _Fault("wrong levels", "level_slope", SLOPE_BAD, lambda output, ceiling: abs(output - ceiling), is_free),
     _Fault("wrong levels", "level_offset", OFFSET_BAD, lambda output, ceiling: abs(output - ceiling), is_free),
@@ -59,15 +59,15 @@ def single_windows(scores: Scores) -> Finding | None:
     if not all(rows):
         return None
     keys = [clip["key"] for clip in scores["clips"]]
-    found: dict[str, list[str]] = {}
+    by_window: dict[str, list[str]] = {}
     for fault in FAULTS:
         for i in () if fault.free(scores) or _is_general(fault, scores) else _with_fault(fault, *rows):
-            found.setdefault(keys[i], []).append(fault.name)
-    names = [f"{key}: {' and '.join(dict.fromkeys(faults))}" for key, faults in found.items()]
-    reason = f"{len(found)} of {len(keys)} windows have a fault that the mean of the others hides"
+            by_window.setdefault(keys[i], []).append(fault.name)
+    names = [f"{key}: {' and '.join(dict.fromkeys(faults))}" for key, faults in by_window.items()]
+    reason = f"{len(by_window)} of {len(keys)} windows have a fault that the mean of the others hides"
     return (
-        "warn" if found else "ok",
-        f"{reason} ({listed_keys(names)})" if found else reason,
+        "warn" if by_window else "ok",
+        f"{reason} ({listed_keys(names)})" if by_window else reason,
         "Look at these clips: a damaged file, or footage unlike the training clips.",
     )
 
@@ -81,8 +81,8 @@ def _with_fault(fault: _Fault, output: Mapping[str, list[float]], ceiling: Mappi
 def _is_general(fault: _Fault, scores: Scores) -> bool:
     """Whether the mean over all windows has the fault: the symptom of its name says so."""
     rows = (scores["cells"].get(row, {}).get(fault.metric) for row in (judged_row(scores["cells"]), CEILING))
-    means = [None if value is None else value["mean"] for value in rows]
-    return None not in means and fault.value(*means) > fault.limit
+    means = [value["mean"] for value in rows if value is not None]
+    return len(means) == 2 and fault.value(*means) > fault.limit
 
 
 def exchanged_clips(scores: Scores) -> Finding | None:

@@ -36,8 +36,8 @@ def likeness(
             alike = targets @ layout(source.clip(condition, batch, i))
             number = item.window.number
             others = np.where(recordings == recordings[number], -np.inf, alike)
-            found = float(alike[number]), float(others.max()), int(others.argmax())
-            worst[number] = min(worst.get(number, found), found, key=lambda of: of[0] - of[1])
+            likeness = float(alike[number]), float(others.max()), int(others.argmax())
+            worst[number] = min(worst.get(number, likeness), likeness, key=lambda of: of[0] - of[1])
     found_of = [worst[window.number] for window in windows]
     return {
         "own": [round(own, DIGITS) for own, _, _ in found_of],

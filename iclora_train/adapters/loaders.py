@@ -100,14 +100,14 @@ def comfyui_limit(adapter: Adapter) -> str | None:
     slow = [layout for layout in adapter.references if layout.temporal_scale != 1]
     if slow:
         return f"its nodes do not support references with fewer frames per second ({slow[0].name})"
-    own = with_own_factor(adapter.references)
+    others = with_own_factor(adapter.references)
     too_large = [layout for layout in with_own_guide(adapter.references) if layout.downscale > LARGEST_OWN_FACTOR]
     if too_large:
         return f"no guide node takes the factor of {_with_factors(too_large)}"
-    if own:
+    if others:
         return (
             f"its own guide node takes the factor 1 or that of the file, {adapter.downscale}, unlike "
-            f"{_with_factors(own)}; there the workflow has the guide node of ComfyUI-LTXVideo, whose factor is an input"
+            f"{_with_factors(others)}; there the workflow has ComfyUI-LTXVideo's guide node, whose factor is an input"
         )
     return comfyui_strengths(adapter.references)
 

@@ -167,10 +167,10 @@ def _draw_seed(generator: Generator) -> int:
 def draw_uses(draws: RandomDraws, uses: Sequence[ReferenceUse], generator: Generator) -> RandomDraws:
     """The draws with those of each reference (`uses`). What its settings leave open is the value of all references."""
     seed, batch, shared = _draw_seed(generator), len(draws.sigma), draws.of_reference(0)
-    own = []
+    of_references = []
     for use in uses:
         attention, noise, strength = use.drawn_attention, use.drawn_noise, use.drawn_strength
-        own.append(
+        of_references.append(
             ReferenceDraws(
                 draw_values(batch, attention, 1.0, generator) if attention else shared.attention_strength,
                 draw_region(batch, p, generator) if (p := use.region_mask_p) is not None else shared.region,
@@ -178,7 +178,7 @@ def draw_uses(draws: RandomDraws, uses: Sequence[ReferenceUse], generator: Gener
                 None if strength is None else _uniform(batch, strength, generator),
             )
         )
-    return replace(draws, of_references=tuple(own), noise_seed=draws.noise_seed or seed)
+    return replace(draws, of_references=tuple(of_references), noise_seed=draws.noise_seed or seed)
 
 
 def usual_uses(batch: int, uses: Sequence[ReferenceUse]) -> tuple[ReferenceDraws, ...]:

@@ -42,10 +42,10 @@ def number_list(key: str, value: Any, subject: str, count: int) -> list[float]:
 def strength_list(key: str, value: Any, count: int) -> list[float | None]:
     """One strength or null for each of `count` references."""
     values = value if isinstance(value, list) else [value] * count
-    numbers = [0.0 if given is None else given for given in values]
+    numbers = [0.0 if value is None else value for value in values]
     known = number_list(key, numbers if None in values else value, "reference", count)
     require(all(0 <= number <= 1 for number in known), f"{key}={value} must lie in [0, 1]")
-    return [None if given is None else number for given, number in zip(values, known, strict=True)]
+    return [None if value is None else number for value, number in zip(values, known, strict=True)]
 
 
 def frame_list(value: Any, count: int) -> list[int | None] | None:

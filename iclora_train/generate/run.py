@@ -158,8 +158,8 @@ def _print_plan(
     places = unusual_places(settings, adapter, shape.frames)
     for line in [*missing_references(settings, adapter), *places, *not_given(adapter.metadata, settings.kept_parts())]:
         echo(line)
-    given = {key for key in ("audio_reference", "source") if getattr(settings, key) is not None}
-    for line in sound_not_given(adapter.metadata, given):
+    inputs_set = {key for key in ("audio_reference", "source") if getattr(settings, key) is not None}
+    for line in sound_not_given(adapter.metadata, inputs_set):
         echo(line)
     for line in other_mode(adapter.metadata, settings.regenerate_mode) if settings.regenerate else ():
         echo(line)

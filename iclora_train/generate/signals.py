@@ -65,20 +65,20 @@ def with_signals(settings: GenerateSettings, geometry: Geometry, echo: Callable[
     references, shape = list(settings.reference), None
     for clip, control in dict.fromkeys((path, mark) for path, mark in chosen if path and mark):
         numbers = [number for number, pair in enumerate(chosen) if pair == (clip, control)]
-        own = [number for number in numbers if control == AUTO and makers[_trained(number, names)].is_clip]
-        for number in own:
+        unchanged = [number for number in numbers if control == AUTO and makers[_trained(number, names)].is_clip]
+        for number in unchanged:
             echo(f"{clip} is the reference {names[_trained(number, names)]} itself: a clip as it comes, not made")
-        made = [number for number in numbers if number not in own]
-        if not made:
+        to_make = [number for number in numbers if number not in unchanged]
+        if not to_make:
             continue
         out = _out(settings, len(set(settings.reference)) > 1, clip)
-        only = [names[_trained(number, names)] for number in made]
+        only = [names[_trained(number, names)] for number in to_make]
         arguments = _arguments(settings, geometry, adapter, clip, control, only, out)
         run_arguments(COMMAND, *arguments)
         record = read_json(out.with_suffix(".json"), _Record, "run the command again")
         shape = shape or record.shape
         files = {reference.name: reference.file for reference in record.references}
-        for number in made:
+        for number in to_make:
             references[number] = files[names[_trained(number, names)]]
     size: dict[str, Any] = {} if shape is None else vars(shape)
     return replace(settings, reference=references, signal=None, signal_settings={}, **size)
