@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from torch._dynamo.testing import CompileCounter
 from iclora_train.adapters import lora
 from iclora_train.adapters.fuse import fuse
 from iclora_train.config import ConfigError, Lora
-from iclora_train.core.types import AudioTokens, Tokens
+from iclora_train.core.types import AudioTokens, StreamTokens, Tokens
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear
 from iclora_train.ltx2.model.transformer import AudioInput, Transformer
@@ -27,6 +27,7 @@ from iclora_train.ltx2.runtime.compile import compile_blocks, fused_joint
 from iclora_train.ltx2.weights.key_names import MODEL_PREFIX, is_audio
 from scripts.synthetic.configs import VERSIONS
 from scripts.synthetic.published import TRANSFORMER, renamed
+from scripts.synthetic.random_base import RandomBase
 from scripts.synthetic_checkpoint import write_checkpoint
 from tests.test_transformer import CASES, TEXT, Case, diffusers_model, inputs_of, relative_error
 
@@ -216,6 +217,28 @@ def test_compiled_blocks_of_both_streams_equal_eager_blocks(official: Path) -> N
     eager, compiled = eager_and_compiled(official, "inductor")
     (tokens, text), audio = inputs_of(Case(), eager), sound_of(eager)
     assert_equal(compiled(tokens, text, audio=audio), eager(tokens, text, audio=audio))
+
+
+def moved(tokens: StreamTokens, device: str) -> StreamTokens:
+    """The tokens with all their tensors on a device."""
+    tensors = {f.name: getattr(tokens, f.name) for f in fields(tokens) if isinstance(getattr(tokens, f.name), Tensor)}
+    return replace(tokens, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+@torch.no_grad()
+def test_compiled_blocks_of_both_streams_on_a_gpu(fp8: bool) -> None:
+    """Two blocks of full width, which the kernels of the video stream need."""
+    base, device = RandomBase("2.3"), "cuda"
+    base.config["transformer"]["num_layers"] = 2
+    eager, compiled = (base.transformer(torch.bfloat16, device, fp8, audio=True) for _ in range(2))
+    compile_blocks(compiled)
+    (tokens, text), audio = inputs_of(Case(), eager), sound_of(eager)
+    tokens, text = moved(tokens, device), text.to(device)
+    audio = replace(audio, tokens=moved(audio.tokens, device), text=audio.text.to(device))
+    assert max(difference(compiled(tokens, text, audio=audio), eager(tokens, text, audio=audio))) < 3e-2
 
 
 @torch.no_grad()
