@@ -107,7 +107,8 @@ def comfyui_limit(adapter: Adapter) -> str | None:
     if others:
         return (
             f"its own guide node takes the factor 1 or that of the file, {adapter.downscale}, unlike "
-            f"{_with_factors(others)}; there the workflow has ComfyUI-LTXVideo's guide node, whose factor is an input"
+            f"{_with_factors(others)}; there the workflow has the guide node of ComfyUI-LTXVideo, whose factor is an "
+            "input"
         )
     return comfyui_strengths(adapter.references)
 
