@@ -8,19 +8,18 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from iclora_train.config import ConfigError, Task, require
+from iclora_train.config import ConfigError, require
 from iclora_train.config.command_line import TEXT_OR_LIST
 from iclora_train.config.paths import expand_home
+from iclora_train.config.task_alone import WithTask, clear_other_sections, to_typed_task
 
-# sections of a task that only training and sampling read
-_OTHER_SECTIONS = ("model", "data", "flow", "optim", "sample", "validation", "eval", "checks", "trainer", "logger")
 NANO, LTX2 = (8, 4), (32, 8)  # pixels and frames of a latent cell
 FILES = ("mask", "tracks", "depth", "sheet")  # settings that name a file for a maker, by its column in clip lists
 WRITTEN = (".mp4", ".png", "")  # of `out`: a lossless clip, a picture, or a folder of pictures
 
 
 @dataclass
-class SignalSettings:
+class SignalSettings(WithTask):
     """Settings of the signals of one clip. null: from the adapter, or from the clip."""
 
     clip: str = MISSING  # a video, a folder of frames, or an image
@@ -47,17 +46,6 @@ class SignalSettings:
     cell: Any = None  # [pixels, frames] of a latent cell; null: [8,4] for nano, else [32,8]
     strict: bool = True  # false: write a signal that a preparation would leave out
     overwrite: bool = False
-    task: Any = None  # of conf=<task>
-    model: Any = None  # these sections of a task are not read
-    data: Any = None
-    flow: Any = None
-    optim: Any = None
-    sample: Any = None
-    validation: Any = None
-    eval: Any = None
-    checks: Any = None
-    trainer: Any = None
-    logger: Any = None
 
     def __post_init__(self) -> None:
         for key in ("clip", "adapter", *FILES):
@@ -125,14 +113,10 @@ def to_settings(composed: DictConfig) -> SignalSettings:
     """Convert a composed config. ConfigError names the setting that is missing or out of bounds."""
     if composed.cell is None and composed.model is not None and composed.model.get("checkpoint") == "nano":
         composed.cell = list(NANO)
-    for section in _OTHER_SECTIONS:
-        composed[section] = None
+    clear_other_sections(composed)
     for key, example in (("clip", "clip=clip.mp4"), ("out", "out=signal.mp4")):
         require(not OmegaConf.is_missing(composed, key), f"{key} must be set, e.g. {example}")
-    if composed.task is not None:
-        composed.task = OmegaConf.merge(OmegaConf.structured(Task), composed.task)
-        missing = sorted(OmegaConf.missing_keys(composed))
-        require(not missing, f"{', '.join(missing)} must be set: choose a task with conf=<task>")
+    to_typed_task(composed)
     settings = OmegaConf.to_object(composed)
     if not isinstance(settings, SignalSettings):
         raise ConfigError("the settings are not those of a signal")

@@ -7,14 +7,13 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from iclora_train.config import Task, one_of, require
+from iclora_train.config import one_of, require
 from iclora_train.config.command_line import TEXT_OR_LIST
-
-_OTHER_SECTIONS = ("model", "data", "flow", "optim", "sample", "validation", "eval", "checks", "trainer", "logger")
+from iclora_train.config.task_alone import WithTask, clear_other_sections, to_typed_task
 
 
 @dataclass
-class DiagnoseSettings:
+class DiagnoseSettings(WithTask):
     """Settings of one diagnosis. null: from the JSON record next to the clip, if `generate` has written one."""
 
     clip: str = MISSING  # a video, or a folder of frames
@@ -34,17 +33,6 @@ class DiagnoseSettings:
     fps: float | None = None  # also the rate of a folder of frames
     fit: str = "crop"  # as in `generate`
     json: str | None = None  # a file for the result
-    task: Any = None  # of conf=<task>
-    model: Any = None  # these sections of a task are not read
-    data: Any = None
-    flow: Any = None
-    optim: Any = None
-    sample: Any = None
-    validation: Any = None
-    eval: Any = None
-    checks: Any = None
-    trainer: Any = None
-    logger: Any = None
 
     def __post_init__(self) -> None:
         one_of("fit", self.fit, ("crop", "stretch"))
@@ -89,13 +77,9 @@ def _is_share(number: Any) -> bool:
 
 def to_settings(composed: DictConfig) -> DiagnoseSettings:
     """Convert a composed config. ConfigError names the setting that is missing or out of bounds."""
-    for section in _OTHER_SECTIONS:
-        composed[section] = None
+    clear_other_sections(composed)
     require(not OmegaConf.is_missing(composed, "clip"), "clip must be set: the finished clip, e.g. clip=out.mp4")
-    if composed.task is not None:
-        composed.task = OmegaConf.merge(OmegaConf.structured(Task), composed.task)
-        missing = sorted(OmegaConf.missing_keys(composed))
-        require(not missing, f"{', '.join(missing)} must be set: choose a task with conf=<task>")
+    to_typed_task(composed)
     settings = OmegaConf.to_object(composed)
     assert isinstance(settings, DiagnoseSettings)
     return settings

@@ -36,11 +36,11 @@ def likeness(
             alike = targets @ layout(source.clip(condition, batch, i))
             number = item.window.number
             others = np.where(recordings == recordings[number], -np.inf, alike)
-            likeness = float(alike[number]), float(others.max()), int(others.argmax())
-            worst[number] = min(worst.get(number, likeness), likeness, key=lambda of: of[0] - of[1])
-    found_of = [worst[window.number] for window in windows]
+            of_clip = float(alike[number]), float(others.max()), int(others.argmax())
+            worst[number] = min(worst.get(number, of_clip), of_clip, key=lambda of: of[0] - of[1])
+    of_windows = [worst[window.number] for window in windows]
     return {
-        "own": [round(own, DIGITS) for own, _, _ in found_of],
-        "other": [round(other, DIGITS) for _, other, _ in found_of],
-        "nearest": [windows[number].key for _, _, number in found_of],
+        "own": [round(own, DIGITS) for own, _, _ in of_windows],
+        "other": [round(other, DIGITS) for _, other, _ in of_windows],
+        "nearest": [windows[number].key for _, _, number in of_windows],
     }
