@@ -20,7 +20,7 @@ test: setup
 	$(PYTEST)
 
 test-all: setup
-	$(PYTEST) -m "not gpu"
+	$(PYTEST) -m "not gpu and not comfyui"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -64,9 +64,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_adapter(path: Path, task: Task) -> None:
-    """A random adapter for nano with the metadata that an export gives it."""
-    base = BaseModel.open("nano")
+def write_adapter(path: Path, task: Task, checkpoint: str = "nano", size: str = "64x64x9") -> None:
+    """A random adapter for a base with the metadata that an export gives it."""
+    base = BaseModel.open(checkpoint)
     transformer = base.transformer()
     lora.attach(transformer, Lora(rank=2), 0)
     metadata = {
@@ -79,7 +79,7 @@ def write_adapter(path: Path, task: Task) -> None:
         "base_model": base.name,
         "task": task.name,
         "trigger": task.trigger,
-        "size": "64x64x9",
+        "size": size,
         "fps": 24,
     }
     weights = {name: (a, torch.ones_like(b) / 1000) for name, (a, b) in lora.adapter_weights(transformer).items()}

@@ -30,8 +30,8 @@ def audio_section(size: str) -> dict[str, Any]:
     full = size == "full"
     fields = {
         "double_z": True,
-        "mel_bins": 64 if full else 16,
-        "z_channels": 8 if full else 2,
+        "mel_bins": 16 if size == "tiny" else 64,
+        "z_channels": 2 if size == "tiny" else 8,
         "resolution": 256,
         "downsample_time": False,
         "in_channels": 2,
@@ -80,7 +80,7 @@ def vocoder_section(version: str, size: str) -> dict[str, Any]:
         "hop_length": 80,
         "n_fft": 512,
         "win_size": 512,
-        "num_mels": 64 if size == "full" else 16,
+        "num_mels": 16 if size == "tiny" else 64,
     }
     return {
         "vocoder": _generator(1536, [5, 2, 2, 2, 2, 2], [11, 4, 4, 4, 4, 4], size, **shared),
@@ -130,8 +130,9 @@ def audio_vae(section: dict[str, Any]) -> Iterator[Spec]:
         if i:
             yield from _conv(f"decoder.up.{i}.upsample.conv.conv", width, width, 3, 3)
     yield from _conv("decoder.conv_out.conv", width, fields["out_ch"], 3, 3)
-    yield Spec("per_channel_statistics.mean-of-means", (base,), 0.1)
-    yield Spec("per_channel_statistics.std-of-means", (base,), 0.1, 1.0)
+    cells = latent * fields["mel_bins"] // 2 ** (len(widths) - 1)  # channels times frequencies of the latents
+    yield Spec("per_channel_statistics.mean-of-means", (cells,), 0.1)
+    yield Spec("per_channel_statistics.std-of-means", (cells,), 0.1, 1.0)
 
 
 def _activation(name: str, width: int) -> Iterator[Spec]:

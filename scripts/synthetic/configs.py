@@ -1,7 +1,9 @@
 """Metadata of the official checkpoints: `config`, `model_version` and the other fields of each version's files.
 
 The full size has the values of the published files (ltx-2-19b, ltx-2.3-22b, ltx-2.5-22b). The tiny size has the same
-switches and smaller sizes.
+switches and smaller sizes. The size `comfyui` is the tiny one with the latents of the full one, in video and sound:
+ComfyUI's classes have their channels as constants. diffusers' audio VAE cannot load it: there, the first layer must
+be as wide as the latents.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from typing import Any
 from iclora_train.ltx2.weights import versions
 
 VERSIONS = tuple(versions.VERSIONS)  # from the oldest to the newest
-SIZES = ("tiny", "full")
+SIZES = ("tiny", "comfyui", "full")
 MODEL_VERSION = {version: f"{version}.0" for version in VERSIONS}
-GEMMA = {"tiny": (24, 2), "full": (3840, 48)}  # hidden size and layers of the text encoder
+GEMMA = {"tiny": (24, 2), "comfyui": (24, 2), "full": (3840, 48)}  # hidden size and layers of the text encoder
 GEMMA_VERSION = "gemma4-12b-ltx-v1"  # since 2.5 the metadata names the text encoder of the training
 
 _TRANSFORMER: dict[str, Any] = {
@@ -73,7 +75,7 @@ def since(first: str, version: str) -> bool:
 def _sizes(size: str, version: str, hidden: int) -> dict[str, Any]:
     """Sizes of the two streams of the transformer and of the connectors, for a text encoder of width `hidden`."""
     heads, width, audio, layers = (32, 128, 64, 48) if size == "full" else (2, 16, 8, 2)
-    channels = 128 if size == "full" else 8
+    channels = 8 if size == "tiny" else 128
     sizes = {
         "num_layers": layers,
         "num_attention_heads": heads,
@@ -126,7 +128,7 @@ def _vae(size: str, version: str) -> dict[str, Any]:
         "dims": 3,
         "in_channels": 3,
         "out_channels": 3,
-        "latent_channels": 128 if size == "full" else 8,
+        "latent_channels": 8 if size == "tiny" else 128,
         "encoder_blocks": _interleave(layers, down, size, {}),
         "decoder_blocks": _interleave(up_layers, up, size, noise),
         "scaling_factor": 1.0,

@@ -160,7 +160,7 @@ def _res_blocks(name: str, count: int, width: int) -> Iterator[Spec]:
 def vae(section: dict[str, Any]) -> Iterator[Spec]:
     """Encoder, decoder and statistics of the latents, without the prefix."""
     latent, pixels = section["latent_channels"], 3 * section["patch_size"] ** 2
-    width = latent
+    width = section["encoder_base_channels"]
     yield from _conv("encoder.conv_in", pixels, width)
     for i, (kind, params) in enumerate(section["encoder_blocks"]):
         if kind == "res_x":
