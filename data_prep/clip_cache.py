@@ -24,11 +24,11 @@ import numpy as np
 
 from data_prep.checks import Signature, frames_to_hash, make_signature
 from data_prep.clips.clip_list import Clip
-from data_prep.clips.scene_cuts import SceneAnalysis, analyse_scenes
 from iclora_train.core.regular_files import open_regular
 from iclora_train.media.clip import ClipInfo, probe, read_clip
 from iclora_train.media.frame_times import FrameTimes
 from iclora_train.media.section import Section
+from iclora_train.signals.scene_cuts import SceneAnalysis, analyse_scenes
 
 FOLDER = "clips"  # in the folder of a preparation in progress
 SETTLED = 2.0  # seconds since the last change of a file from which a result about it is kept: clocks are coarse

@@ -10,7 +10,6 @@ from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import Clip
 from data_prep.clips.columns import MORE_REFERENCES
 from data_prep.clips.probed_clip import ProbedClip
-from data_prep.clips.scene_cuts import SceneAnalysis
 from data_prep.given_masks import mask_maker
 from data_prep.makers import Maker
 from data_prep.reference_makers import makers_of_references
@@ -21,6 +20,7 @@ from iclora_train.core.console import printable
 from iclora_train.core.progress import progress_bar
 from iclora_train.media.clip import ClipInfo
 from iclora_train.media.frame_times import rates_equal
+from iclora_train.signals.scene_cuts import SceneAnalysis
 
 ASPECT_TOLERANCE = 0.01  # relative difference up to which two aspect ratios are equal
 

@@ -13,11 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.clips import scene_cuts
 from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import Clip, list_clips
 from data_prep.clips.probed_clip import ProbedClip
-from data_prep.clips.scene_cuts import analyse_scenes
 from data_prep.clips.windows import heldout_windows, train_windows
 from data_prep.select_clips import select_clips
 from iclora_train.config import Config, ConfigError, Data, Model, Task
@@ -25,6 +23,8 @@ from iclora_train.data.prompts import fill_template, template_fields
 from iclora_train.media.clip import ClipInfo, probe, read_clip
 from iclora_train.media.frame_times import FrameTimes
 from iclora_train.media.shard_clip import encode_clip
+from iclora_train.signals import scene_cuts
+from iclora_train.signals.scene_cuts import analyse_scenes
 from tests.clips import moving, write_clip
 
 

@@ -15,13 +15,13 @@ import skimage.data
 
 from data_prep.signal.mask import make_mask
 from data_prep.signal.mask_settings import MaskSettings
-from data_prep.signal.regions import interpolated
 from iclora_train.config import ConfigError
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.kept import read_mask
 from iclora_train.media.clip import read_clip
 from iclora_train.media.shard_clip import encode_clip
 from iclora_train.signals import blazepose
+from iclora_train.signals.mask_shapes import interpolated
 from tests.clips import write_clip
 
 Run = Callable[..., np.ndarray]

@@ -12,10 +12,11 @@ import pytest
 
 from data_prep.clips.windows import Window
 from data_prep.makers import build_maker
-from data_prep.makers.control.track_files import read_tracks, spline
+from data_prep.makers.control.track_files import read_tracks
 from data_prep.pairs import ReferenceScale, SourceVideo, make_reference
 from iclora_train.config import ConfigError
 from iclora_train.signals.point_tracks import track_points
+from iclora_train.signals.track_curves import spline, timed_spline
 from iclora_train.signals.track_drawing import draw_tracks, trail_colour
 from tests.clips import moving, write_clip
 from tests.prep import whole_clip
@@ -310,3 +311,27 @@ def test_edges_at_a_working_size_do_not_end_at_the_crop():
     reference, _ = make_reference(frames, window, maker, SourceVideo(Path()), [0], ReferenceScale())
     assert reference.shape == (1, 96, 96, 3)
     assert reference[0, :2].any() or reference[0, -2:].any()
+
+
+def test_points_at_even_times_lie_on_the_curve_of_the_editor() -> None:
+    points = np.array([[3.0, 4.0], [20.0, 9.0], [31.0, 30.0], [8.0, 40.0]])
+    for count in (1, 2, 3, 4):
+        even = timed_spline(points[:count], np.linspace(0, 12, count), 13)
+        np.testing.assert_allclose(even, spline(points[:count], 13), atol=1e-9)
+
+
+def test_a_point_at_a_frame_is_there_at_that_frame_and_stands_still_outside_of_its_times() -> None:
+    points, frames = np.array([[3.0, 4.0], [20.0, 9.0], [31.0, 30.0]]), np.array([2.0, 3.0, 9.0])
+    track = timed_spline(points, frames, 13)
+    np.testing.assert_allclose(track[[2, 3, 9]], points)
+    np.testing.assert_allclose(track[:2], points[:1].repeat(2, 0))
+    np.testing.assert_allclose(track[10:], points[2:].repeat(3, 0))
+    middle = timed_spline(points[:2], frames[[0, 2]], 13)
+    np.testing.assert_allclose(middle[4], points[0] + (points[1] - points[0]) * 2 / 7)
+
+
+def test_single_frames_are_drawn_as_in_the_whole_clip() -> None:
+    points = np.stack([spline(np.array([[3.0, 4.0], [20.0, 9.0], [31.0, 30.0]]), 60)])
+    visible = np.ones(points.shape[:2], bool)
+    whole = draw_tracks(points, visible, (32, 48), 3.0)
+    np.testing.assert_array_equal(draw_tracks(points, visible, (32, 48), 3.0, [0, 7, 59]), whole[[0, 7, 59]])

@@ -9,12 +9,13 @@ import numpy as np
 from data_prep.clips.crop import Crop
 from data_prep.signal.mask_settings import SIDES, MaskSettings
 from data_prep.signal.output import write_frames
-from data_prep.signal.regions import box, feathered, grown, painted, ramp, side
+from data_prep.signal.regions import box, painted, side
 from data_prep.signal.settings import require_new
 from data_prep.signal.source import USUAL_RATE, SourceClip, open_clip
 from iclora_train.config import ConfigError, require
 from iclora_train.core.console import make_console
 from iclora_train.core.progress import progress_bar, status
+from iclora_train.signals.mask_shapes import feathered, grown, ramp
 
 FREE = (1, 1)  # cell of a mask of any size: `generate` fits it to the video
 FEW = 0.5  # share of the frames in which people should be found

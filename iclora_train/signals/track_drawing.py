@@ -7,6 +7,7 @@ cyan and green to red (oldest). Newer discs cover older ones. The drawing is the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,25 +17,32 @@ SHORT_SIDE, TRAIL = 1080, 50  # short side of the drawing in pixels, age of the 
 SMALLEST, LARGEST = 2.0, 8.0  # radius of the oldest and of the newest disc
 
 
-def draw_tracks(points: np.ndarray, visible: np.ndarray, size: tuple[int, int], larger: float = 1.0) -> np.ndarray:
+def draw_tracks(
+    points: np.ndarray,
+    visible: np.ndarray,
+    size: tuple[int, int],
+    larger: float = 1.0,
+    numbers: Sequence[int] | None = None,
+) -> np.ndarray:
     """Draw points (N,F,2), x, y in pixels of `size` (height, width), with visibility (N,F): uint8 RGB (F,H,W,3).
 
     An invisible point leaves no disc, so that its trail fades. Among discs of one age the first track is on top.
     larger: size of the discs relative to the node's. Below a short side of 540 pixels the node's bilinear sampling
-    misses parts of its discs.
+    misses parts of its discs. numbers: of the frames to draw; None: all.
     """
+    numbers = range(points.shape[1]) if numbers is None else numbers
     height, width = size
     short = min(size)
     canvas = np.zeros((height * SHORT_SIDE // short, width * SHORT_SIDE // short), np.uint8)  # 0, or 1 + age
     scale = np.array([canvas.shape[1] / width, canvas.shape[0] / height])
     centres = np.rint((points * scale).astype(np.float32)).astype(np.int64)[::-1]  # (N,F,2), last track first
-    visible, frames = visible[::-1], np.zeros((points.shape[1], *size, 3), np.uint8)
+    visible, frames = visible[::-1], np.zeros((len(numbers), *size, 3), np.uint8)
     reduction = _Reduction(_Taps.of(canvas.shape[0], height), _Taps.of(canvas.shape[1], width))
-    for now in range(points.shape[1]):
+    for frame, now in zip(frames, numbers, strict=True):
         canvas.fill(0)
         for age in range(min(now, TRAIL), -1, -1):
             _draw_discs(canvas, centres[:, now - age][visible[:, now - age]], age, larger)
-        reduction.write(canvas, frames[now])
+        reduction.write(canvas, frame)
     return frames
 
 

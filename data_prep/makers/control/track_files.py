@@ -1,4 +1,4 @@
-"""Track files: the JSON of ComfyUI-LTXVideo's track editor, and the curves through its points."""
+"""Track files: the JSON of ComfyUI-LTXVideo's track editor."""
 
 from __future__ import annotations
 
@@ -66,22 +66,3 @@ def _parse_tracks(value: Any) -> list[np.ndarray]:
             raise ValueError("a coordinate is not finite")
         return [points]
     return [track for item in value for track in _parse_tracks(item)]
-
-
-def spline(points: np.ndarray, count: int) -> np.ndarray:
-    """`count` points (count,2) along the curve through `points` (n,2), sampled as in the editor.
-
-    One point is repeated, two are joined by a line, more by a uniform Catmull-Rom spline (end points doubled) with
-    equally many samples per segment.
-    """
-    along = np.linspace(0, 1, count)[:, None]  # (count,1)
-    if len(points) == 1:
-        return np.repeat(points, count, axis=0)
-    if len(points) == 2:
-        return points[0] + (points[1] - points[0]) * along
-    knots = np.concatenate([points[:1], points, points[-1:]])
-    segments = len(points) - 1
-    segment = np.minimum((along[:, 0] * segments).astype(int), segments - 1)  # (count,)
-    t = along * segments - segment[:, None]
-    a, b, c, d = (knots[segment + i] for i in range(4))
-    return (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3) / 2

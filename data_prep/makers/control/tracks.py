@@ -11,11 +11,12 @@ import cv2
 import numpy as np
 
 from data_prep.makers.base import Maker, Params, SourceWindow, check_number, check_range, register
-from data_prep.makers.control.track_files import read_tracks, spline
+from data_prep.makers.control.track_files import read_tracks
 from iclora_train.config import require
 from iclora_train.media.clip import probe
 from iclora_train.media.section import Section
 from iclora_train.signals.point_tracks import max_round_trip_error, track_points
+from iclora_train.signals.track_curves import spline
 from iclora_train.signals.track_drawing import draw_tracks
 
 
