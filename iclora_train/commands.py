@@ -112,6 +112,11 @@ def make_signal() -> None:
     run_command("data_prep.signal.__main__")
 
 
+def composite() -> None:
+    """Console script `iclora-composite`."""
+    run_command("iclora_train.composite.__main__")
+
+
 def adapters() -> None:
     """Console script `iclora-adapters`."""
     run_command("iclora_train.adapters.__main__")

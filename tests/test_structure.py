@@ -20,7 +20,7 @@ ORDER = {
         *("config", "core", "media", "data", "signals"),
         *("ltx2.weights", "ltx2.kernels", "ltx2.model", "ltx2.runtime", "ltx2.vae"),
         *("ltx2.audio", "ltx2.text", "ltx2"),
-        *("diffusion", "adapters", "training", "generate", ""),
+        *("diffusion", "adapters", "training", "composite", "generate", ""),
     ),
     "data_prep": (
         *("clips", "makers", "makers.control", "makers.degrade", "makers.edit"),
@@ -75,7 +75,7 @@ IMPORTED_IN = {  # dependency -> the only files and folders that may import it
     "webdataset": ("iclora_train/data/shards.py",),
     "ai_edge_litert": ("iclora_train/signals/blazepose.py",),
     "onnxruntime": ("iclora_train/signals/rtmpose.py",),
-    "OpenEXR": ("data_prep/makers/control/depth_files.py",),
+    "OpenEXR": ("iclora_train/media/exr.py",),
     "ray": ("data_prep/engines/ray.py",),
     "vmaf_torch": ("eval/metrics/libraries.py",),
     "ssimulacra2": ("eval/metrics/libraries.py",),

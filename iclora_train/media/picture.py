@@ -112,3 +112,20 @@ def _without_profile(image: Image.Image, profile: bytes) -> Image.Image:
         return image.convert("RGB")
     assert converted is not None  # only with inPlace
     return converted
+
+
+def resampled(
+    picture: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int], smooth: bool = True
+) -> np.ndarray:
+    """The part `box` (left, top, right, bottom) of a picture fp32 (H,W) or (H,W,C) at `size` (height, width).
+
+    Edges of the box may lie between pixels. smooth: Lanczos, which may overshoot by a few percent; otherwise linear.
+    Both average when they shrink.
+    """
+    kind = Image.Resampling.LANCZOS if smooth else Image.Resampling.BILINEAR
+    channels = picture[..., None] if picture.ndim == 2 else picture
+    parts = [
+        np.asarray(Image.fromarray(np.ascontiguousarray(channels[..., i])).resize(size[::-1], kind, box=box))
+        for i in range(channels.shape[-1])
+    ]
+    return parts[0] if picture.ndim == 2 else np.stack(parts, axis=-1)

@@ -93,11 +93,11 @@ def _source_matrix(frame: av.VideoFrame) -> dict[str, int]:
     """Arguments of `reformat` that name the matrix of a YUV frame without one."""
     if frame.format.is_rgb or frame.colorspace not in _NO_MATRIX:
         return {}
-    matrix = _default_matrix(frame)
+    matrix = default_matrix(frame)
     return {"src_colorspace": matrix, "dst_colorspace": matrix}
 
 
-def _default_matrix(frame: av.VideoFrame) -> Colorspace:
+def default_matrix(frame: av.VideoFrame) -> Colorspace:
     """The matrix of a YUV frame that does not name its matrix."""
     if frame.color_primaries == ColorPrimaries.BT2020 or frame.color_trc in HDR:
         return Colorspace.BT2020

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 
 from data_prep.makers.colour_space import luma
-from iclora_train.config import ConfigError
-from iclora_train.core.regular_files import open_regular, read_regular
+from iclora_train.core.regular_files import read_regular
 from iclora_train.media.clip import read_clip
+from iclora_train.media.exr import read_channels
 from iclora_train.media.frame_folder import frame_files
 from iclora_train.media.picture import require_picture
 
@@ -71,16 +71,7 @@ def _read_png(path: Path) -> np.ndarray:
 
 
 def _read_exr(path: Path) -> np.ndarray:
-    try:
-        import OpenEXR  # noqa: PLC0415  (an optional extra that only depth renders need)
-    except ImportError as error:
-        raise ConfigError(f"{path}: EXR files need OpenEXR: pip install 'iclora_train[exr]'") from error
-    try:
-        open_regular(path).close()  # OpenEXR would wait for a pipe
-        with OpenEXR.File(str(path), separate_channels=True) as file:
-            channels = {name.split(".")[-1]: channel.pixels for name, channel in file.channels().items()}
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be read as an EXR ({error}); render this frame again") from error
+    channels = {name.split(".")[-1]: values for name, values in read_channels(path, "render this frame again").items()}
     name = next((name for name in CHANNELS if name in channels), None)
     if name is None:
         raise ValueError(f"{path} has channels {', '.join(channels)}; depth is read from {', '.join(CHANNELS)}")

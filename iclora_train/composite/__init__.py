@@ -1,0 +1,1 @@
+"""Blend a generated region into its source clip, at the clip's own size and bit depth."""
