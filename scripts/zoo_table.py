@@ -53,12 +53,7 @@ with the reference above that of another clip. "Lost when swapped" and "left whe
 reference takes away, and the agreement that is left with it (low is good). "Mask" is the change in the half that
 keeps its reference over the change in the other half (low is good). "Worse" is the share of windows that lose more
 than 0.5 dB against their input. A value that misses its threshold is marked; a claim that a task does not make is
-empty; intervals are over recordings.
-
-The seven held-out recordings are of five places: two of the skyline are one drone flight, and two talks are of one man
-in one office. Intervals over seven are therefore too narrow. Judged with five, motion_deblur and style are undecided,
-outpaint fails against the classic filter, `follows` of motion_tracks is undecided, and all other gates keep their
-outcome.
+empty; intervals are over the five held-out recordings.
 """
 
 

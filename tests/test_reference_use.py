@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from iclora_train.adapters import lora
 from iclora_train.adapters.algebra import combined_metadata
 from iclora_train.adapters.card import card_text
 from iclora_train.adapters.comfyui_settings import WITHOUT_SLOTS, WorkflowSettings
@@ -38,7 +39,7 @@ from iclora_train.generate.settings import GenerateSettings
 from iclora_train.ltx2.model import attention, transformer
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
-from iclora_train.ltx2.runtime.compile import compile_blocks
+from iclora_train.ltx2.runtime.compile import compile_blocks, set_cuda_graphs
 from iclora_train.ltx2.runtime.cuda_graphs import CudaGraphs
 from iclora_train.training.checkpointing import _with_new_settings
 from tests.command import run
@@ -339,6 +340,37 @@ def test_every_runner_gives_the_same_gradients(kind: str, task: Task) -> None:
     for _ in range(3):  # a graph is captured in the second step of a shape, and replayed in the third
         for value, of_plain in zip(gradients(net, task), expected, strict=True):
             torch.testing.assert_close(value, of_plain, rtol=1e-4, atol=1e-6)
+    torch._dynamo.reset()
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
+@pytest.mark.parametrize("slots", [False, True])
+@pytest.mark.parametrize(
+    "task", [WEIGHTED, task_of(p=0.5), task_of(p=0.5, strength=[0.1, 0.9])], ids=["weighted", "left out", "strength"]
+)
+def test_graphs_of_several_references_on_a_gpu(task: Task, slots: bool) -> None:
+    """A replay takes the values that are drawn for its step: weights, strengths, references that are left out."""
+    torch._dynamo.reset()
+    batch, (plain, graphed) = BATCH.to(torch.device("cuda")), (network().cuda() for _ in range(2))
+    for net in (plain, graphed):
+        if slots:
+            torch.nn.init.normal_(lora.attach_slots(net, 1), generator=torch.Generator("cuda").manual_seed(0))
+        compile_blocks(net, 1.0)
+    set_cuda_graphs(graphed, True)
+    for step in range(5):
+        for net in (plain, graphed):
+            loss_of(net, task, drawn(task, step=step), batch).mean().backward()
+        for value, expected in zip(graphed.parameters(), plain.parameters(), strict=True):
+            if expected.requires_grad:
+                assert value.grad is not None
+                assert expected.grad is not None
+                torch.testing.assert_close(value.grad, expected.grad, rtol=1e-2, atol=1e-4)
+            value.grad = expected.grad = None
+    graphs = runner_of(graphed).cuda_graphs
+    assert graphs is not None
+    assert graphs.captured
+    assert not graphs.stopped
     torch._dynamo.reset()
 
 
