@@ -100,11 +100,12 @@ def test_names_and_shapes_match_diffusers_models(version: str, size: str) -> Non
         transformer = LTX2VideoTransformer3DModel(**published.transformer_arguments(section))
         connectors = LTX2TextConnectors(**published.connector_arguments(section, synthetic.gemma_layers))
         vae = AutoencoderKLLTX2Video(**published.vae_arguments(synthetic.config["vae"]))
-    pairs = (
+    pairs = [
         (transformer, synthetic.transformer, published.TRANSFORMER),
         (connectors, synthetic.connectors + synthetic.projection, published.CONNECTORS),
-        (vae, synthetic.vae, published.VAE),
-    )
+    ]
+    if size != "comfyui":  # its video VAE is narrower than its latents, which diffusers' class cannot be
+        pairs.append((vae, synthetic.vae, published.VAE))
     for model, specs, table in pairs:
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         assert {published.renamed(spec.name, table): spec.shape for spec in specs} == expected

@@ -36,7 +36,7 @@ def audio_section(size: str) -> dict[str, Any]:
         "downsample_time": False,
         "in_channels": 2,
         "out_ch": 2,
-        "ch": 128 if full else 8,
+        "ch": 8 if size == "tiny" else 128,
         "ch_mult": [1, 2, 4],
         "num_res_blocks": 2 if full else 1,
         "attn_resolutions": [],
@@ -130,9 +130,8 @@ def audio_vae(section: dict[str, Any]) -> Iterator[Spec]:
         if i:
             yield from _conv(f"decoder.up.{i}.upsample.conv.conv", width, width, 3, 3)
     yield from _conv("decoder.conv_out.conv", width, fields["out_ch"], 3, 3)
-    cells = latent * fields["mel_bins"] // 2 ** (len(widths) - 1)  # channels times frequencies of the latents
-    yield Spec("per_channel_statistics.mean-of-means", (cells,), 0.1)
-    yield Spec("per_channel_statistics.std-of-means", (cells,), 0.1, 1.0)
+    yield Spec("per_channel_statistics.mean-of-means", (base,), 0.1)
+    yield Spec("per_channel_statistics.std-of-means", (base,), 0.1, 1.0)
 
 
 def _activation(name: str, width: int) -> Iterator[Spec]:

@@ -2,8 +2,8 @@
 
 The full size has the values of the published files (ltx-2-19b, ltx-2.3-22b, ltx-2.5-22b). The tiny size has the same
 switches and smaller sizes. The size `comfyui` is the tiny one with the latents of the full one, in video and sound:
-ComfyUI's classes have their channels as constants. diffusers' audio VAE cannot load it: there, the first layer must
-be as wide as the latents.
+ComfyUI's classes have their channels as constants. diffusers' video VAE cannot load it: there, the first layer must be
+as wide as the latents.
 """
 
 from __future__ import annotations
